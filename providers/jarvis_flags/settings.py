@@ -1,0 +1,226 @@
+"""Everything that jarvis_flags reads from the environment and from config/jarvis.yaml, in one place."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import unquote
+
+from jarvis_flags.tree import TreeError, load_tree
+
+__all__ = ["FLAG_KEYS", "FlagSettings", "SettingsSource", "find_home"]
+
+FLAG_KEYS = frozenset({"flags_file", "state_dir", "environment", "allow_local"})
+"""The keys of jarvis.yaml that this package reads; the rest belongs to jarvis_otel."""
+
+_TRUE = frozenset({"1", "true", "yes", "on"})
+_FALSE = frozenset({"0", "false", "no", "off"})
+
+
+def find_home(environ: Mapping[str, str], start: Path | None = None) -> Path:
+    """The project root: JARVIS_HOME, else the nearest directory upward with config/, else the working directory."""
+    if named := environ.get("JARVIS_HOME"):
+        return Path(named).absolute()
+    start = (start or Path.cwd()).absolute()
+    return next((place for place in (start, *start.parents) if (place / "config").is_dir()), start)
+
+
+class SettingsSource:
+    """The settings file under the environment: `JARVIS_X` wins over the key `x` of config/jarvis.yaml.
+
+    A value that cannot be used is replaced by its default and told in `problems`, one line each: settings never
+    keep an application from starting; the command line refuses to go on with them.
+
+    Args:
+        environ: The environment, usually `os.environ`.
+        start: Where the search for the project root begins; the working directory if None.
+    """
+
+    def __init__(self, environ: Mapping[str, str] | None = None, start: Path | None = None) -> None:
+        self.environ = os.environ if environ is None else environ
+        self.problems: list[str] = []
+        self.home = find_home(self.environ, start)
+        named = self.environ.get("JARVIS_CONFIG")
+        self.file = self.home / (named or "config/jarvis.yaml")
+        self._values = self._read_file(must_exist=bool(named))
+
+    def _read_file(self, *, must_exist: bool) -> Mapping[str, Any]:
+        try:
+            text = self.file.read_bytes()
+        except FileNotFoundError:
+            if must_exist:
+                self.problems.append(f"{self.file}: JARVIS_CONFIG names this file, but it is not there")
+            return {}
+        except OSError as error:
+            self.problems.append(f"{self.file}: cannot be read: {error.strerror}")
+            return {}
+        try:
+            tree = load_tree(text)
+        except TreeError as error:
+            self.problems.append(f"{self.file}:{error.line}: {error}")
+            return {}
+        if not isinstance(tree, dict):
+            if tree is not None:
+                self.problems.append(f"{self.file}: got {type(tree).__name__}, want a mapping of settings")
+            return {}
+        return {str(key).lower().removeprefix("jarvis_"): value for key, value in tree.items()}
+
+    def check_keys(self, known: Iterable[str]) -> None:
+        """Reports each key of the file that no part of jarvis-otel reads, with the nearest one that is read."""
+        known = set(known)
+        for key in self._values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                self.problems.append(f"{self.file}: {key}: unknown setting{hint}")
+
+    def raw(self, key: str) -> tuple[Any, str] | None:
+        """The value of a setting and where it was found, or None; an empty variable counts as unset."""
+        variable = f"JARVIS_{key.upper()}"
+        if text := self.environ.get(variable):
+            return text, variable
+        if (value := self._values.get(key)) is not None:
+            return value, f"{self.file}: {key}"
+        return None
+
+    def text(self, key: str, default: str | None = None) -> str | None:
+        """A setting that is text; a number in the file is taken as its text."""
+        found = self.raw(key)
+        if found is None:
+            return default
+        value, place = found
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            self.problems.append(f"{place}: got {value!r}, want text")
+            return default
+        return str(value)
+
+    def choice(self, key: str, allowed: Iterable[str], default: str) -> str:
+        """A setting that is one of a few words."""
+        value = self.text(key)
+        if value is None:
+            return default
+        allowed = tuple(allowed)
+        if value.lower() in allowed:
+            return value.lower()
+        place = (self.raw(key) or ("", key))[1]
+        self.problems.append(f"{place}: got {value!r}, want one of {', '.join(allowed)}")
+        return default
+
+    def flag(self, key: str, *, default: bool = False) -> bool:
+        """A setting that is true or false (also 1/0, yes/no, on/off)."""
+        found = self.raw(key)
+        if found is None:
+            return default
+        value, place = found
+        word = str(value).strip().lower()
+        if word in _TRUE or word in _FALSE:
+            return word in _TRUE
+        self.problems.append(f"{place}: got {value!r}, want true or false")
+        return default
+
+    def number(self, key: str, default: float, low: float, high: float) -> float:
+        """A setting that is a number between low and high, both included."""
+        found = self.raw(key)
+        if found is None:
+            return default
+        value, place = found
+        try:
+            number = float(value) if not isinstance(value, bool) else float("nan")
+        except (TypeError, ValueError):
+            number = float("nan")
+        if low <= number <= high:
+            return number
+        self.problems.append(f"{place}: got {value!r}, want a number from {low:g} to {high:g}")
+        return default
+
+    def path(self, key: str, default: str) -> Path:
+        """A setting that is a path; relative ones start at the project root."""
+        return self.home / Path(self.text(key) or default).expanduser()
+
+    def names(self, key: str) -> tuple[str, ...]:
+        """A setting that is a list of words: a list in the file, commas in the environment."""
+        found = self.raw(key)
+        if found is None:
+            return ()
+        value, place = found
+        if isinstance(value, str | int):
+            return tuple(part for part in (piece.strip() for piece in str(value).split(",")) if part)
+        if isinstance(value, list) and all(isinstance(item, str | int) for item in value):
+            return tuple(str(item) for item in value)
+        self.problems.append(f"{place}: got {value!r}, want a list of words")
+        return ()
+
+    def mapping(self, key: str) -> Mapping[str, Any]:
+        """A setting that is a mapping in the file (it has no form in the environment)."""
+        value = self._values.get(key)
+        if value is None:
+            return {}
+        if isinstance(value, dict):
+            return value
+        self.problems.append(f"{self.file}: {key}: got {value!r}, want a mapping")
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class FlagSettings:
+    """Where the flags come from, and what the environment says about them.
+
+    Attributes:
+        home: The project root that relative paths start from.
+        flags_file: The flag file; None where neither config/flags.yaml nor config/feature_flags.json was named
+            or found, which then stands for config/flags.yaml.
+        state_dir: The directory of run-time state; overrides lie in its `flags/`.
+        environment: What JARVIS_ENVIRONMENT or the settings file says, if anything.
+        resource_environment: The OpenTelemetry resource's deployment.environment.name, if any.
+        allow_local: Whether flags.local.yaml may turn flags on in prod.
+        pins: The variables `FF_<FLAG>` as they stand, by their full name.
+    """
+
+    home: Path
+    flags_file: Path
+    state_dir: Path
+    environment: str | None = None
+    resource_environment: str | None = None
+    allow_local: bool = False
+    pins: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def flags_state_dir(self) -> Path:
+        """The directory of overrides, audit, last good definitions and seen revisions."""
+        return self.state_dir / "flags"
+
+    @classmethod
+    def from_source(cls, source: SettingsSource) -> FlagSettings:
+        """Reads the flag settings out of a settings source."""
+        if source.raw("flags_file"):
+            flags_file = source.path("flags_file", "config/flags.yaml")
+        else:
+            candidates = [source.home / "config" / name for name in ("flags.yaml", "feature_flags.json")]
+            flags_file = next((path for path in candidates if path.exists()), candidates[0])
+        return cls(
+            home=source.home,
+            flags_file=flags_file,
+            state_dir=source.path("state_dir", "var"),
+            environment=source.text("environment"),
+            resource_environment=_resource_environment(source.environ),
+            allow_local=source.flag("allow_local"),
+            pins=MappingProxyType({k: v for k, v in source.environ.items() if k.startswith("FF_") and len(k) > 3}),
+        )
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None) -> FlagSettings:
+        """Reads the flag settings from the environment and config/jarvis.yaml."""
+        return cls.from_source(SettingsSource(environ))
+
+
+def _resource_environment(environ: Mapping[str, str]) -> str | None:
+    for pair in environ.get("OTEL_RESOURCE_ATTRIBUTES", "").split(","):
+        key, _, value = pair.partition("=")
+        if key.strip() == "deployment.environment.name" and value.strip():
+            return unquote(value.strip())
+    return None

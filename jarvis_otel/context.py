@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 from collections.abc import Mapping
 from types import TracebackType
@@ -102,6 +103,7 @@ class LogContext:
     def __init__(
         self,
         service: str,
+        /,
         correlation_id: str | None = None,
         user_id: str | None = None,
         flags: list[str] | tuple[str, ...] | None = None,
@@ -115,7 +117,7 @@ class LogContext:
         }
         self._service = service
         self._ids = {key: _text(value) for key, value in ids.items() if value is not None}
-        self._flags = tuple(str(flag) for flag in flags or ())
+        self._flags = (flags,) if isinstance(flags, str) else tuple(map(_text, flags or ()))
         self._fields = fields
         self._entered: list[tuple[contextvars.Token[Operation | None], Any, Span | None]] = []
 
@@ -152,11 +154,9 @@ class LogContext:
                 span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
             scope.__exit__(None, None, None)
             span.end()
-        try:
+        # left in another context than it was entered in (an async generator closed elsewhere): nothing to undo
+        with contextlib.suppress(ValueError):
             _current.reset(token)
-        except ValueError:
-            # left in another context than it was entered in (an async generator closed elsewhere): nothing to undo
-            pass
 
     async def __aenter__(self) -> Self:
         return self.__enter__()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from jarvis_otel.bootstrap import Handle
     from jarvis_otel.manager import FeatureFlagManager
     from jarvis_otel.pipeline import Pipeline
     from jarvis_otel.settings import Settings
@@ -40,6 +41,7 @@ class Runtime:
             standard logging.
         manager: The process's FeatureFlagManager once `get_flags()` made it.
         declared_flags: Evaluates the flags that a service declares.
+        handle: What `configure()` returned; None before, and after its shutdown.
     """
 
     def __init__(self) -> None:
@@ -47,6 +49,7 @@ class Runtime:
         self.pipeline: Pipeline | None = None
         self.manager: FeatureFlagManager | None = None
         self.declared_flags: DeclaredFlags = _nothing_declared
+        self.handle: Handle | None = None
 
 
 RUNTIME = Runtime()

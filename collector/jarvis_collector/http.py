@@ -1,0 +1,394 @@
+"""A small HTTP/1.1 server on asyncio: bounded in size, time and number, and nothing of OTLP."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Protocol
+
+import httptools
+
+from jarvis_collector.config import CollectorConfig
+
+__all__ = ["Application", "HttpServer", "Request", "Response"]
+
+_HEADERS_MAX = 100
+
+
+@dataclass(slots=True)
+class Response:
+    """What a request is answered.
+
+    Attributes:
+        status: The HTTP status code.
+        headers: Further headers, by name.
+        close: Whether the connection ends with it.
+    """
+
+    status: int
+    body: bytes = b""
+    content_type: str = "text/plain; charset=utf-8"
+    headers: dict[str, str] = field(default_factory=dict)
+    close: bool = False
+
+    def encode(self) -> bytes:
+        """The response as it is sent."""
+        lines = [
+            f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}",
+            f"Content-Type: {self.content_type}",
+            f"Content-Length: {len(self.body)}",
+            *(f"{name}: {value}" for name, value in self.headers.items()),
+        ]
+        if self.close:
+            lines.append("Connection: close")
+        return "\r\n".join([*lines, "", ""]).encode("latin-1") + self.body
+
+
+class Request:
+    """A request as it comes in.
+
+    Attributes:
+        headers: Value by lower-case name; of a repeated one the last.
+        body: As it was sent, not inflated.
+    """
+
+    __slots__ = ("body", "headers", "keep_alive", "method", "refusal", "size", "url")
+
+    def __init__(self) -> None:
+        self.method = ""
+        self.url = b""
+        self.headers: dict[str, str] = {}
+        self.body = bytearray()
+        self.size = 0
+        self.keep_alive = True
+        self.refusal: Response | None = None
+
+    @property
+    def path(self) -> str:
+        """The path of the URL."""
+        return self.url.partition(b"?")[0].decode("latin-1")
+
+
+class Application(Protocol):
+    """What the server serves."""
+
+    def admit(self, request: Request) -> Response | None:
+        """Looks at a request's headers; an answer refuses it before its body is read."""
+        ...
+
+    def handle(self, request: Request, respond: Callable[[Response], None]) -> None:
+        """Answers a whole request, now or later, once."""
+        ...
+
+    def refuse(self, request: Request, status: int, message: str) -> Response:
+        """The answer to a request that the server itself refuses."""
+        ...
+
+
+class HttpServer:
+    """Listens, keeps the bounds, and counts what is held in memory.
+
+    Attributes:
+        held: Bytes of bodies being received or answered; an application adds what it holds itself.
+        connections: Those that are open.
+    """
+
+    def __init__(self, application: Application, config: CollectorConfig) -> None:
+        self.application = application
+        self.config = config
+        self.held = 0
+        self.connections: set[Connection] = set()
+        self.draining = False
+        self._server: asyncio.Server | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self._empty = asyncio.Event()
+
+    async def start(self) -> int:
+        """Begins to listen.
+
+        Returns:
+            The port.
+
+        Raises:
+            OSError: The address cannot be had.
+        """
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            lambda: Connection(self, loop), self.config.host, self.config.port, backlog=1024
+        )
+        self._sweeper = asyncio.create_task(self._sweep(loop))
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def drain(self) -> None:
+        """Stops listening, lets the requests in flight be answered, and closes every connection."""
+        assert self._server
+        assert self._sweeper
+        self.draining = True
+        self._server.close()
+        for connection in list(self.connections):
+            connection.close_if_idle()
+        if self.connections:
+            self._empty.clear()
+            try:
+                async with asyncio.timeout(self.config.drain_timeout):
+                    await self._empty.wait()
+            except TimeoutError:
+                for connection in list(self.connections):
+                    connection.abort()
+        self._sweeper.cancel()
+
+    def admit(self, connection: Connection) -> bool:
+        """Takes a new connection in, at the cost of an idle one where there are too many."""
+        if len(self.connections) >= self.config.max_connections:
+            idle = next((other for other in self.connections if other.idle), None)
+            if idle is None:
+                return False
+            idle.abort()
+        self.connections.add(connection)
+        return True
+
+    def release(self, connection: Connection) -> None:
+        """Lets a closed connection go."""
+        self.connections.discard(connection)
+        if not self.connections:
+            self._empty.set()
+
+    async def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        # one look a second at all connections costs less than a timer for each request
+        while True:
+            await asyncio.sleep(1)
+            now = loop.time()
+            for connection in [each for each in self.connections if each.deadline < now]:
+                connection.expire()
+
+
+class Connection(asyncio.Protocol):
+    """One connection. Requests on it are answered one after the other."""
+
+    def __init__(self, server: HttpServer, loop: asyncio.AbstractEventLoop) -> None:
+        self._server = server
+        self._config = server.config
+        self._loop = loop
+        self._parser = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._request: Request | None = None
+        self._waiting: deque[Request] = deque()
+        self._current: Request | None = None
+        self._in_head = False
+        self._head_size = 0
+        self._headers = 0
+        self._closing = False
+        self._paused = False
+        self.deadline = math.inf
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request of it has come as far as its body."""
+        return self._current is None and not self._waiting and (self._request is None or self._in_head)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by asyncio when it is open."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._expect_within(self._config.head_timeout)
+        if not self._server.admit(self):
+            self._reject(Request(), 503, f"{self._config.max_connections} connections are open, no more are taken")
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """Called by asyncio when it is closed."""
+        self._transport = None
+        for request in (self._request, *self._waiting):
+            if request is not None:
+                self._release(request)
+        self._waiting.clear()
+        self._server.release(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Called by asyncio with what has come."""
+        if self._transport is None or (self._closing and self._request is None):
+            return
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._reject(self._request or Request(), 400, f"not an HTTP/1.1 request: {error}")
+            return
+        if self._in_head:
+            self._head_size += len(data)
+            if self._head_size > self._config.max_head:
+                self._reject(self._request or Request(), 431, f"over {self._config.max_head} bytes of headers")
+        if self._current is not None and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        """Called by asyncio when the client sends no more; what is in flight is still answered."""
+        if self._current is None:
+            return False
+        self._closing = True
+        return True
+
+    # what the parser calls
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._request = Request()
+        self._in_head = True
+        self._head_size = self._headers = 0
+        self._expect_within(self._config.head_timeout)
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of its URL."""
+        assert self._request
+        self._request.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header."""
+        assert self._request
+        self._headers += 1
+        self._request.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        """Its headers have all come."""
+        request = self._request
+        assert request
+        assert self._transport
+        self._in_head = False
+        self._expect_within(self._config.body_timeout)
+        request.method = self._parser.get_method().decode("latin-1")
+        request.keep_alive = self._parser.should_keep_alive()
+        if self._headers > _HEADERS_MAX:
+            self._refuse(request, 431, f"{self._headers} headers, at most {_HEADERS_MAX} are read")
+            return
+        announced = request.headers.get("content-length", "0")
+        refusal = self._server.application.admit(request)
+        if refusal is not None:
+            self._refuse_with(request, refusal)
+        elif int(announced) > self._config.max_body:
+            self._refuse(request, 413, f"a body of {announced} bytes, at most {self._config.max_body} are read")
+        elif request.headers.get("expect", "").lower() == "100-continue" and self._current is None:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of its body."""
+        request = self._request
+        assert request
+        if request.refusal is not None:
+            return
+        request.body += body
+        request.size += len(body)
+        self._server.held += len(body)
+        if request.size > self._config.max_body:
+            self._refuse(request, 413, f"a body of over {self._config.max_body} bytes")
+        elif self._server.held > self._config.max_pending:
+            self._refuse(request, 503, "too much is waiting to be written")
+
+    def on_message_complete(self) -> None:
+        """It has come whole."""
+        request, self._request = self._request, None
+        assert request
+        if request.refusal is not None and self._closing:
+            # it was answered as soon as it was refused, and the rest of it read only so that the answer arrives
+            self._close()
+            return
+        self.deadline = math.inf
+        self._waiting.append(request)
+        self._next()
+
+    # answering
+
+    def _next(self) -> None:
+        if self._current is not None or self._transport is None:
+            return
+        if self._waiting:
+            request = self._current = self._waiting.popleft()
+            if request.refusal is not None:
+                self._respond(request, request.refusal)
+            else:
+                self._server.application.handle(request, lambda response: self._respond(request, response))
+            return
+        if self._request is not None:
+            self._expect_within(self._config.body_timeout)
+        elif self._closing or self._server.draining:
+            self._close()
+            return
+        else:
+            self._expect_within(self._config.idle_timeout)
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+
+    def _respond(self, request: Request, response: Response) -> None:
+        self._current = None
+        self._release(request)
+        if self._transport is None:
+            return
+        if not request.keep_alive or self._server.draining:
+            response.close = True
+        self._transport.write(response.encode())
+        if response.close:
+            self._closing = True
+            self._waiting.clear()
+            self._close()
+        elif self._waiting:
+            # not from here: many small requests in one piece of data would nest as deep
+            self._loop.call_soon(self._next)
+        else:
+            self._next()
+
+    def _refuse(self, request: Request, status: int, message: str) -> None:
+        self._refuse_with(request, self._server.application.refuse(request, status, message))
+
+    def _refuse_with(self, request: Request, response: Response) -> None:
+        """Refuses a request whose body is not read: its answer ends the connection, the body's rest is passed over."""
+        assert self._transport
+        response.close = True
+        request.refusal = response
+        self._release(request)
+        request.body = bytearray()
+        if self._current is None:
+            self._transport.write(response.encode())
+            self._closing = True
+
+    def _reject(self, request: Request, status: int, message: str) -> None:
+        """Answers what cannot be read as a request, and closes."""
+        if self._transport is None:
+            return
+        if self._current is None and not self._closing:
+            self._refuse(request, status, message)
+        self._close()
+
+    def _release(self, request: Request) -> None:
+        self._server.held -= request.size
+        request.size = 0
+
+    # ending
+
+    def _expect_within(self, seconds: float) -> None:
+        self.deadline = self._loop.time() + seconds
+
+    def expire(self) -> None:
+        """Closes it because its time is over; a request in flight has all the time that its answer takes."""
+        if self._current is not None:
+            return
+        if self._request is not None:
+            self._reject(self._request, 408, "the request did not come to its end in time")
+        self._close()
+
+    def close_if_idle(self) -> None:
+        """Closes it unless a request is in flight."""
+        if self.idle:
+            self._close()
+
+    def abort(self) -> None:
+        """Closes it whatever is in flight."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()

@@ -1,0 +1,79 @@
+"""From the body of an OTLP request to the lines of a day file; the two encodings are read by the two modules beside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+
+__all__ = ["BadRequestError", "Encoding", "Lines", "Signal", "read"]
+
+
+class Signal(StrEnum):
+    """What a request carries; the value ends its path, `/v1/logs`."""
+
+    LOGS = "logs"
+    TRACES = "traces"
+    METRICS = "metrics"
+
+
+class Encoding(StrEnum):
+    """How a request is encoded; the value is its content type."""
+
+    PROTOBUF = "application/x-protobuf"
+    JSON = "application/json"
+
+
+class BadRequestError(ValueError):
+    """A body that is no OTLP request at all."""
+
+
+class Lines:
+    """What became of a request.
+
+    Attributes:
+        lines: The lines to be written, each with its newline.
+        refused: How many records cannot be kept.
+        problem: What is wrong with the first of these.
+    """
+
+    __slots__ = ("lines", "problem", "refused")
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+        self.refused = 0
+        self.problem = ""
+
+    def refuse(self, where: str, error: Exception, count: int = 1) -> None:
+        """Counts records that cannot be kept.
+
+        Args:
+            where: The first of them, as a path into the request.
+            error: What is wrong with it.
+            count: How many.
+        """
+        self.refused += count
+        if not self.problem and count:
+            # errors of our own say it in words; of others the kind says more than the text
+            reason = str(error) if type(error) is not KeyError and str(error) else repr(error)
+            self.problem = f"{where}: {reason[:300]}"
+
+
+def read(signal: Signal, encoding: Encoding, body: bytes, arrival: int) -> Lines:
+    """The lines of a request.
+
+    Args:
+        signal: What it carries.
+        encoding: How.
+        body: The request's body, inflated.
+        arrival: Nanoseconds since 1970.
+
+    Raises:
+        BadRequestError: The body cannot be read at all. Single records that cannot be read are counted as refused.
+    """
+    # each encoding is loaded when the first request in it comes
+    reader: Callable[[Signal, bytes, int], Lines]
+    if encoding is Encoding.PROTOBUF:
+        from jarvis_collector.otlp_protobuf import read as reader  # noqa: PLC0415
+    else:
+        from jarvis_collector.otlp_json import read as reader  # noqa: PLC0415
+    return reader(signal, body, arrival)

@@ -1,0 +1,329 @@
+"""Reads OTLP/JSON requests, by hand: a schema library would cost more than all the rest."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Mapping
+from math import isfinite
+from types import MappingProxyType
+from typing import Any
+
+import orjson
+
+from jarvis_collector.otlp import BadRequestError, Lines, Signal
+from jarvis_collector.record import LogRecord, Resource, Scope, format_timestamp, log_line
+from jarvis_collector.spans import Event, Link, Span, span_line
+from jarvis_collector.values import ATTRIBUTES_MAX, DEPTH_MAX, AnyValue, Attributes, RecordError, double
+
+__all__ = ["read"]
+
+_INT64_MIN, _INT64_END, _UINT64_END = -(2**63), 2**63, 2**64
+_NESTING_MAX = 400
+"""A record whose JSON is nested deeper is cut out unread; DEPTH_MAX is reached long before."""
+
+_SEVERITIES = MappingProxyType(
+    {
+        f"SEVERITY_NUMBER_{name}{step or ''}": 1 + 4 * place + (step and step - 1)
+        for place, name in enumerate(("TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL"))
+        for step in (0, 2, 3, 4)
+    }
+    | {"SEVERITY_NUMBER_UNSPECIFIED": 0}
+)
+_KINDS = MappingProxyType(
+    {
+        f"SPAN_KIND_{name}": number
+        for number, name in enumerate(("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER"))
+    }
+)
+_STATUSES = MappingProxyType({"STATUS_CODE_UNSET": 0, "STATUS_CODE_OK": 1, "STATUS_CODE_ERROR": 2})
+
+
+def read(signal: Signal, body: bytes, arrival: int) -> Lines:
+    """The lines of an OTLP/JSON request; see `otlp.read`."""
+    request = _parse(body)
+    if signal is Signal.METRICS:
+        return _metrics(request, arrival)
+    out = Lines()
+    logs = signal is Signal.LOGS
+    groups, scope_groups, records = (
+        ("resourceLogs", "scopeLogs", "logRecords") if logs else ("resourceSpans", "scopeSpans", "spans")
+    )
+    for i, group in enumerate(_list(request, groups)):
+        for j, scope_group in enumerate(_list(group, scope_groups)):
+            where = f"{groups}[{i}].{scope_groups}[{j}]"
+            listed = _list(scope_group, records)
+            try:
+                scope = _scope(scope_group, _resource(group))
+            except Exception as error:  # whatever is wrong with it, only its own records are refused
+                out.refuse(f"{where}: resource or scope", error, len(listed))
+                continue
+            for k, record in enumerate(listed):
+                try:
+                    out.lines.append(
+                        log_line(scope, _log_record(record), arrival)
+                        if logs
+                        else span_line(scope, _span(record), arrival)
+                    )
+                except Exception as error:  # whatever is wrong with a record, it is refused alone
+                    out.refuse(f"{where}.{records}[{k}]", error)
+    return out
+
+
+def _parse(body: bytes) -> dict[str, Any]:
+    try:
+        request = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        request = _parse_anyhow(body, error)
+    if not isinstance(request, dict):
+        raise BadRequestError(f"got a JSON {type(request).__name__}, want an object")
+    return request
+
+
+def _parse_anyhow(body: bytes, error: Exception) -> Any:
+    """Parses what only a strict parser refuses: broken UTF-8, lone surrogates, NaN, one value nested too deep."""
+    text = body.decode("utf-8", "replace")
+    try:
+        try:
+            return _encodable(json.loads(text))
+        except RecursionError:
+            return _encodable(json.loads(_without_deep_records(text)))
+    except (ValueError, RecursionError):
+        raise BadRequestError(f"not JSON: {error}") from None
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, list):
+        return [_encodable(item) for item in value]
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    return value
+
+
+def _without_deep_records(text: str) -> str:
+    """The request with `null` in place of each record that is nested too deep."""
+    kept, end, start = [], 0, 0
+    open_, deepest = "", 0
+    for match in re.finditer(r'"(?:[^"\\]|\\.)*"|[{}\[\]]', text):
+        mark = match.group()
+        if mark in "{[":
+            if open_ == "{[{[{[":
+                start, deepest = match.start(), 0
+            # past the limit only the depth counts
+            deepest = max(deepest, len(open_))
+            open_ += mark
+        elif mark in "}]":
+            open_ = open_[:-1]
+            if open_ == "{[{[{[" and deepest > _NESTING_MAX:
+                kept += [text[end:start], "null"]
+                end = match.end()
+    return "".join([*kept, text[end:]])
+
+
+def _list(owner: Any, key: str) -> list[Any]:
+    value = owner.get(key) if isinstance(owner, dict) else owner
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise BadRequestError(f"{key}: got {type(value).__name__}, want a list")
+    return value
+
+
+def _resource(group: dict[str, Any]) -> Resource:
+    resource = group.get("resource") or {}
+    refs = [
+        {key: ref[key] for key in ("schemaUrl", "type", "idKeys", "descriptionKeys") if ref.get(key)}
+        for ref in _list(resource, "entityRefs")
+    ]
+    return Resource(
+        _attributes(resource.get("attributes")),
+        dropped=_number(resource.get("droppedAttributesCount")),
+        entity_refs=refs,
+        url=_text(group.get("schemaUrl")),
+    )
+
+
+def _scope(group: dict[str, Any], resource: Resource) -> Scope:
+    scope = group.get("scope") or {}
+    return Scope(
+        resource,
+        _text(scope.get("name")),
+        _text(scope.get("version")),
+        _attributes(scope.get("attributes")),
+        dropped=_number(scope.get("droppedAttributesCount")),
+        url=_text(group.get("schemaUrl")),
+    )
+
+
+def _log_record(record: dict[str, Any]) -> LogRecord:
+    get = record.get
+    body = get("body")
+    severity = get("severityNumber", 0)
+    return LogRecord(
+        _number(get("timeUnixNano")),
+        _number(get("observedTimeUnixNano")),
+        severity if severity.__class__ is int else _enum(severity, _SEVERITIES),
+        _text(get("severityText")),
+        _body(body) if body else None,
+        _attributes(get("attributes")),
+        _number(get("droppedAttributesCount")),
+        _number(get("flags")),
+        _hex(get("traceId")),
+        _hex(get("spanId")),
+        _text(get("eventName")),
+    )
+
+
+def _span(span: dict[str, Any]) -> Span:
+    status = span.get("status") or {}
+    return Span(
+        _number(span.get("startTimeUnixNano")),
+        _number(span.get("endTimeUnixNano")),
+        _text(span.get("name")),
+        _enum(span.get("kind"), _KINDS),
+        _attributes(span.get("attributes")).values,
+        _hex(span.get("traceId")),
+        _hex(span.get("spanId")),
+        _hex(span.get("parentSpanId")),
+        _enum(status.get("code"), _STATUSES),
+        _text(status.get("message")),
+        [
+            Event(
+                _number(event.get("timeUnixNano")),
+                _text(event.get("name")),
+                _attributes(event.get("attributes")).values,
+            )
+            for event in _list(span, "events")
+        ],
+        [
+            Link(_hex(link.get("traceId")), _hex(link.get("spanId")), _attributes(link.get("attributes")).values)
+            for link in _list(span, "links")
+        ],
+    )
+
+
+def _body(body: Any) -> str | AnyValue | None:
+    text = body.get("stringValue")
+    return text if text.__class__ is str else _any_value(body) or None
+
+
+def _attributes(pairs: list[dict[str, Any]] | None) -> Attributes:
+    """Attributes, the common kinds straight to what a line shows, anything else by way of its AnyValue."""
+    if not pairs:
+        return Attributes({}, [])
+    if len(pairs) > ATTRIBUTES_MAX:
+        raise RecordError(f"{len(pairs)} attributes, at most {ATTRIBUTES_MAX} are kept")
+    values: dict[str, Any] = {}
+    try:
+        for pair in pairs:
+            value = pair["value"]
+            if (text := value.get("stringValue")).__class__ is str:
+                values[pair["key"]] = text
+            elif (number := value.get("intValue")) is not None:
+                values[pair["key"]] = _int64(number)
+            elif (number := value.get("doubleValue")).__class__ is float and isfinite(number):
+                values[pair["key"]] = number
+            elif (truth := value.get("boolValue")).__class__ is bool:
+                values[pair["key"]] = truth
+            elif (array := value.get("arrayValue")).__class__ is dict and (texts := _texts(array)):
+                values[pair["key"]] = texts
+            else:
+                break
+    except (KeyError, AttributeError):
+        values.clear()
+    if len(values) == len(pairs) and all(key.__class__ is str for key in values):
+        return Attributes(values, [])
+    return Attributes.of([(_text(pair.get("key")), _any_value(pair.get("value"))) for pair in pairs])
+
+
+def _texts(array: dict[str, Any]) -> list[str]:
+    """The items of an array of texts; empty where it is another array."""
+    try:
+        texts = [item["stringValue"] for item in array["values"]]
+    except (KeyError, TypeError):
+        return []
+    return texts if all(text.__class__ is str for text in texts) else []
+
+
+def _any_value(value: Any, depth: int = 0) -> AnyValue:
+    """An AnyValue in its one spelling; fields that are not known are ignored."""
+    if value is None:
+        return {}
+    if depth > DEPTH_MAX:
+        raise RecordError(f"nested deeper than {DEPTH_MAX}")
+    for kind, content in value.items():
+        if content is None:
+            continue
+        if kind == "stringValue":
+            return {kind: _text(content)}
+        if kind == "boolValue":
+            if content.__class__ is not bool:
+                raise RecordError(f"boolValue: got {content!r}, want true or false")
+            return {kind: content}
+        if kind == "intValue":
+            return {kind: str(_int64(content))}
+        if kind == "doubleValue":
+            return {kind: double(float(content))}
+        if kind == "bytesValue":
+            return {kind: base64.b64encode(base64.b64decode(content, validate=True)).decode()}
+        if kind == "arrayValue":
+            return {kind: {"values": [_any_value(item, depth + 1) for item in content.get("values") or ()]}}
+        if kind == "kvlistValue":
+            pairs = content.get("values") or ()
+            return {
+                kind: {
+                    "values": [
+                        {"key": _text(pair.get("key")), "value": _any_value(pair.get("value"), depth + 1)}
+                        for pair in pairs
+                    ]
+                }
+            }
+    return {}
+
+
+def _text(value: Any) -> str:
+    if value.__class__ is str:
+        return value
+    if value is None:
+        return ""
+    raise RecordError(f"got {type(value).__name__}, want a string")
+
+
+def _number(value: Any) -> int:
+    """An unsigned integer, which OTLP/JSON writes as a decimal string or a number."""
+    if value is None:
+        return 0
+    number = int(value)
+    if not 0 <= number < _UINT64_END:
+        raise RecordError(f"got {number}, want an unsigned 64-bit integer")
+    return number
+
+
+def _int64(value: Any) -> int:
+    number = int(value)
+    if (value.__class__ is float and number != value) or not _INT64_MIN <= number < _INT64_END:
+        raise RecordError(f"intValue: got {value}, want a 64-bit integer")
+    return number
+
+
+def _enum(value: Any, names: Mapping[str, int]) -> int:
+    if value is None:
+        return 0
+    return names[value] if value in names else int(value)
+
+
+def _hex(value: Any) -> str:
+    return bytes.fromhex(value).hex() if value else ""
+
+
+def _metrics(request: dict[str, Any], arrival: int) -> Lines:
+    out = Lines()
+    if groups := _list(request, "resourceMetrics"):
+        try:
+            out.lines.append(orjson.dumps({"timestamp": format_timestamp(arrival), "resourceMetrics": groups}) + b"\n")
+        except orjson.JSONEncodeError as error:
+            raise BadRequestError(f"resourceMetrics: {error}") from None
+    return out

@@ -1,0 +1,335 @@
+"""Appends lines to the day files: one write and one fsync for all that waits, and only then it counts as written.
+
+The day is the collector's UTC clock at arrival, and it never goes back: a closed day is not written again. Beside a
+closed file stands its sidecar, `jarvis-2026-03-01.meta.json`: `{"size", "earliest", "latest"}`, the range of its lines'
+timestamps (of a span, its start) as they write them. A reader may skip a file by that range only where `size` is the
+file's size; a sidecar that is missing, cannot be parsed, or has another size says nothing, and the file must be read.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import queue
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from jarvis_collector.config import CollectorError
+from jarvis_collector.record import timestamp_of
+
+__all__ = ["DayFile", "Write", "Writer", "locked", "sidecar_path"]
+
+_DAY_FILE = re.compile(r"(?:jarvis|traces|metrics)-\d{4}-\d\d-\d\d\.jsonl")
+_BLOCK = 1 << 20
+_sync = getattr(os, "fdatasync", os.fsync)
+
+
+@dataclass(slots=True)
+class Write:
+    """Lines that are to be written, and then what became of them.
+
+    Attributes:
+        stream: The file's prefix: `jarvis`, `traces` or `metrics`.
+        lines: Each with its newline.
+        settled: Called by whoever settles it, once `error` is known.
+        error: Why they are not in the file; None says that they are, and synced.
+    """
+
+    stream: str
+    lines: list[bytes]
+    settled: Callable[[Write], None]
+    error: Exception | None = None
+
+
+class Writer:
+    """The one thread that writes the day files of a directory.
+
+    Args:
+        log_dir: The directory; see `locked`.
+        settle: Called in the writer's thread with all the writes of one commit, once their fate is known.
+        clock: Nanoseconds since 1970.
+    """
+
+    def __init__(
+        self, log_dir: Path, settle: Callable[[Sequence[Write]], object], clock: Callable[[], int] = time.time_ns
+    ) -> None:
+        self.problem: OSError | None = None
+        self.commits = 0
+        self.failures = 0
+        self.bytes_written = 0
+        self.sync_seconds = 0.0
+        self._log_dir = log_dir
+        self._settle = settle
+        self._clock = clock
+        self._day = ""
+        self._files: dict[str, DayFile] = {}
+        self._queue: queue.SimpleQueue[Write | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="jarvis-collector-writer")
+
+    def start(self) -> None:
+        """Repairs what a crash left behind, then begins to write.
+
+        Raises:
+            CollectorError: A file of the directory cannot be repaired.
+        """
+        for path in sorted(self._log_dir.iterdir()):
+            if _DAY_FILE.fullmatch(path.name):
+                try:
+                    _repair(path)
+                except OSError as error:
+                    raise CollectorError(f"{path}: {error.strerror or error}") from None
+        self._thread.start()
+
+    def submit(self, write: Write) -> None:
+        """Hands over lines; their fate comes through `settle`."""
+        self._queue.put(write)
+
+    def stop(self) -> None:
+        """Writes what was handed over, closes the files, and ends the thread."""
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def _run(self) -> None:
+        while (write := self._queue.get()) is not None:
+            writes: list[Write] = [write]
+            with suppress(queue.Empty):
+                while (more := self._queue.get_nowait()) is not None:
+                    writes.append(more)
+                self._queue.put(None)
+            try:
+                self._commit(writes)
+            except Exception as error:  # the thread must live: without it nothing is ever answered again
+                for write in writes:
+                    write.error = error
+            self._settle(writes)
+
+    def _commit(self, writes: list[Write]) -> None:
+        self._turn_to(time.strftime("%Y-%m-%d", time.gmtime(self._clock() // 1_000_000_000)))
+        streams: dict[str, list[Write]] = {}
+        for write in writes:
+            streams.setdefault(write.stream, []).append(write)
+        problem = None
+        for stream, group in streams.items():
+            try:
+                self._append(stream, [line for write in group for line in write.lines])
+            except OSError as error:
+                problem = error
+                self.failures += 1
+                for write in group:
+                    write.error = error
+        self.problem = problem
+
+    def _turn_to(self, day: str) -> None:
+        if day > self._day:
+            self._day = day
+            for file in self._files.values():
+                file.close()
+            self._files.clear()
+
+    def _append(self, stream: str, lines: list[bytes]) -> None:
+        path = self._log_dir / f"{stream}-{self._day}.jsonl"
+        file = self._files.get(stream)
+        if file is not None and not file.in_place():
+            self._files.pop(stream).abandon()
+            file = None
+        if file is None:
+            file = self._files[stream] = DayFile(path)
+        seconds, size = file.append(lines)
+        self.commits += 1
+        self.bytes_written += size
+        self.sync_seconds += seconds
+
+
+class DayFile:
+    """One day file, open for appending.
+
+    Args:
+        path: The file; made where it is missing, repaired where its last line is torn.
+
+    Raises:
+        OSError: It cannot be opened or repaired.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._range = _repair(path)
+        self._torn = False
+        self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        _sync_directory(path.parent)
+
+    def in_place(self) -> bool:
+        """Whether lines may be appended: not after it was deleted or replaced, or a half line could not be undone."""
+        if self._torn:
+            return False
+        try:
+            there = self.path.stat()
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(there, os.fstat(self._fd))
+
+    def append(self, lines: list[bytes]) -> tuple[float, int]:
+        """Appends lines and syncs; a failure leaves the file as it was.
+
+        Returns:
+            How long the sync took, in seconds, and how many bytes were written.
+
+        Raises:
+            OSError: They are not in the file.
+        """
+        data = b"".join(lines)
+        before = os.fstat(self._fd).st_size
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+            started = time.monotonic()
+            _sync(self._fd)
+        except OSError:
+            self._torn = True
+            os.ftruncate(self._fd, before)
+            self._torn = False
+            raise
+        self._range = _widened(self._range, lines)
+        return time.monotonic() - started, len(data)
+
+    def close(self) -> None:
+        """Closes the file for good and writes its sidecar."""
+        with suppress(OSError):
+            # without a sidecar the file is only read more often
+            _write_sidecar(self.path, os.fstat(self._fd).st_size, self._range)
+        os.close(self._fd)
+
+    def abandon(self) -> None:
+        """Closes the file; what it holds is to be found out again."""
+        os.close(self._fd)
+
+
+@contextmanager
+def locked(log_dir: Path) -> Iterator[None]:
+    """Holds a directory, which is made where it is missing, for one collector.
+
+    Raises:
+        CollectorError: Another one has it, or it cannot be made or written.
+    """
+    try:
+        log_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
+        fd = os.open(log_dir / ".collector.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    except OSError as error:
+        raise CollectorError(f"cannot write in {log_dir}: {error.strerror or error}") from None
+    try:
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
+            raise CollectorError(
+                f"another collector (pid {owner or 'unknown'}) writes in {log_dir}; stop it or choose another --dir"
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+def sidecar_path(path: Path) -> Path:
+    """Where the sidecar of a day file stands."""
+    return path.with_suffix(".meta.json")
+
+
+_Range = tuple[bytes, bytes] | None
+"""The earliest and the latest timestamp; None of an empty file."""
+
+_EVER = (b"0000-01-01T00:00:00.000000Z", b"9999-12-31T23:59:59.999999Z")
+"""The range of a file with a line that is not ours, which may be of any time."""
+
+
+def _repair(path: Path) -> _Range:
+    """Ends a torn last line, brings the sidecar up to date, and tells the file's range."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        sidecar_path(path).unlink(missing_ok=True)
+        return None
+    with os.fdopen(fd, "r+b", buffering=_BLOCK) as file:
+        _end_torn_line(fd)
+        size = os.fstat(fd).st_size
+        known = _read_sidecar(path)
+        covered, range_ = (known["size"], known["range"]) if known and known["size"] <= size else (0, None)
+        if covered < size:
+            file.seek(covered)
+            range_ = _widened(range_, file)
+            _write_sidecar(path, size, range_)
+    return range_
+
+
+def _end_torn_line(fd: int) -> None:
+    """Cuts off what a crash left of a line; it was never acknowledged. A whole one only gets its newline."""
+    end = size = os.fstat(fd).st_size
+    tail = b""
+    while end and b"\n" not in tail:
+        start = max(0, end - _BLOCK)
+        tail = os.pread(fd, end - start, start) + tail
+        end = start
+    last = tail.rpartition(b"\n")[2]
+    if not last:
+        return
+    try:
+        orjson.loads(last)
+    except orjson.JSONDecodeError:
+        os.ftruncate(fd, size - len(last))
+    else:
+        os.pwrite(fd, b"\n", size)
+    os.fsync(fd)
+
+
+def _widened(range_: _Range, lines: Iterable[bytes]) -> _Range:
+    earliest, latest = range_ or (_EVER[1], _EVER[0])
+    for line in lines:
+        stamp = timestamp_of(line)
+        if stamp is None:
+            return _EVER
+        earliest, latest = min(earliest, stamp), max(latest, stamp)
+    return (earliest, latest) if earliest <= latest else None
+
+
+def _read_sidecar(path: Path) -> dict[str, Any] | None:
+    try:
+        content = orjson.loads(sidecar_path(path).read_bytes())
+        range_ = (content["earliest"].encode(), content["latest"].encode())
+        return {"size": int(content["size"]), "range": range_}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _write_sidecar(path: Path, size: int, range_: _Range) -> None:
+    if range_ is None:
+        return
+    content = {"size": size, "earliest": range_[0].decode(), "latest": range_[1].decode()}
+    target = sidecar_path(path)
+    temporary = target.with_suffix(".tmp")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+    with os.fdopen(fd, "wb") as file:
+        file.write(orjson.dumps(content) + b"\n")
+        file.flush()
+        os.fsync(fd)
+    temporary.replace(target)
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

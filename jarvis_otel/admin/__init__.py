@@ -1,0 +1,1 @@
+"""Changing flags: one service, whatever the front end."""

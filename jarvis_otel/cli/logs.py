@@ -1,0 +1,102 @@
+"""`jarvis logs`: questions to the log files."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+__all__ = ["add_parser"]
+
+_TIMES = "ISO 8601, 14:25, -3h, '1 hour ago', yesterday"
+
+
+def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
+    """Adds `logs` and its subcommands to the commands of `jarvis`."""
+    logs = commands.add_parser(
+        "logs", help="query, trace and reproduce from the log files", epilog="example: jarvis logs query --level ERROR"
+    )
+    parts = logs.add_subparsers(dest="logs_command", metavar="COMMAND", required=True)
+
+    query = _add(
+        parts,
+        "query",
+        "records that match all of the options, oldest first",
+        "jarvis logs query --since 14:25 --until 14:35 --level ERROR",
+    )
+    _add_interval(query)
+    query.add_argument("--level", metavar="L", help="ERROR is ERROR and above, =ERROR exactly that")
+    query.add_argument("--service", metavar="S", help="the component")
+    query.add_argument("--correlation-id", metavar="C", help="a correlation id or a trace id")
+    query.add_argument("--trace-id", metavar="T", help="32 hex digits")
+    query.add_argument("--user", metavar="U", help="the user's id")
+    query.add_argument("--flag", metavar="F", help="F was on; F=off and F=variant gave that")
+    query.add_argument("--search", metavar="TEXT", help="stands in message, error or context, in any case")
+    query.add_argument(
+        "--where",
+        metavar="EXPR",
+        help="comparisons (= != < <= > >=, and ~= holds the text) on any field, with and, or, not and parentheses: "
+        "'duration_ms>500 and not error.type~=Balance'",
+    )
+    query.add_argument(
+        "--limit", metavar="N", default="100", help="the newest N (100); 0 is all, in the order of arrival"
+    )
+    query.add_argument("--format", choices=("human", "json", "jsonl", "csv"), default="human")
+
+    trace = _add(
+        parts,
+        "trace",
+        "all that one correlation id ties together, across processes, with the flags at each step",
+        "jarvis logs trace trade-xyz789",
+    )
+    trace.add_argument("correlation_id", metavar="CORRELATION_ID", help="a correlation id or a trace id")
+    trace.add_argument("--format", choices=("human", "json"), default="human")
+
+    errors = _add(
+        parts,
+        "errors",
+        "counts of records of ERROR and above; by flag, their share of each variant's records",
+        "jarvis logs errors --since '1 hour ago' --by flag",
+    )
+    _add_interval(errors)
+    errors.add_argument("--by", choices=("error.type", "service", "message", "flag"), default="error.type")
+    errors.add_argument("--format", choices=("human", "json"), default="human")
+
+    reproduce = _add(
+        parts,
+        "reproduce",
+        "the lines for a shell that give the same flags again",
+        'eval "$(jarvis logs reproduce trade-xyz789)"',
+    )
+    reproduce.add_argument("correlation_id", metavar="CORRELATION_ID", help="a correlation id or a trace id")
+    reproduce.add_argument("--include-dangerous", action="store_true", help="export dangerous flags that were on, too")
+
+
+def _add(parts: argparse._SubParsersAction[Any], name: str, summary: str, example: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = parts.add_parser(
+        name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=f"example: {example}"
+    )
+    # argparse takes -3h for an option unless it looks like a negative number
+    parser._negative_number_matcher = re.compile(r"-\d")  # noqa: SLF001
+    parser.add_argument("--dir", metavar="DIR", type=Path, help="the log directory; that of the settings if not given")
+    parser.set_defaults(func=_run, logs_command=name)
+    return parser
+
+
+def _add_interval(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--since", metavar="T", help=f"the earliest time: {_TIMES}")
+    parser.add_argument("--until", metavar="T", help="the latest time; 14:35 is the first one after --since")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from jarvis_otel.query.commands import WRONG, LogCommands  # noqa: PLC0415 - `jarvis --help` needs none of it
+    from jarvis_otel.settings import Settings  # noqa: PLC0415
+
+    settings = Settings.load()
+    for problem in settings.problems:
+        print(f"jarvis: {problem}", file=sys.stderr)
+    if settings.problems:
+        return WRONG
+    return LogCommands(args.logs_command, args.dir or settings.log_dir, settings).run(args)

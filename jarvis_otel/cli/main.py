@@ -1,0 +1,63 @@
+"""The entry point of `jarvis`: finds the command, and imports no more than that needs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from typing import Any, NoReturn
+
+from jarvis_otel.version import __version__
+
+__all__ = ["COMMANDS", "CommandParser", "main"]
+
+COMMANDS = ("collector", "demo", "flags", "logs", "run")
+"""Each is a module of this package with `add_parser(commands)`."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Says what is wrong with a command line in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the command with 2."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: The arguments; those of the process if None.
+
+    Returns:
+        0 done, 1 nothing found or the answer is no, 2 wrong usage or bad input.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    parser = CommandParser(
+        prog="jarvis",
+        description="Feature flags and structured logs in one.",
+        epilog="example: jarvis flags list",
+    )
+    parser.add_argument("--version", action="version", version=f"jarvis-otel {__version__}")
+    commands: argparse._SubParsersAction[Any] = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    wanted = arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS
+    for name in wanted:
+        importlib.import_module(f"jarvis_otel.cli.{name}").add_parser(commands)
+    try:
+        args = parser.parse_args(arguments)
+        status: int = args.func(args)
+        sys.stdout.flush()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # whoever read our output has seen enough (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

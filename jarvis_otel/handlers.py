@@ -1,0 +1,332 @@
+"""Where the logs of a process are tied together: standard logging, OpenTelemetry's Logs API, console and signal."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TextIO
+
+from opentelemetry.sdk._logs import LogRecordProcessor, ReadWriteLogRecord
+from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext, TraceFlags
+
+from jarvis_collector.record import LogEntry
+from jarvis_otel.context import current_operation
+from jarvis_otel.encode import Record, Severity, otlp_scope, severity_of
+from jarvis_otel.formatters import HumanFormatter, JSONFormatter
+from jarvis_otel.logger import OwnLogRecord, compose_standard, process_service, ship
+from jarvis_otel.pipeline import EXIT_SECONDS, Pipeline
+from jarvis_otel.runtime import RUNTIME
+from jarvis_otel.settings import Settings
+
+__all__ = ["LoggingSetup", "PipelineProcessor", "flush_at_sigterm", "install_logging"]
+
+_LEVELNO_BY_SEVERITY = ((21, logging.CRITICAL), (17, logging.ERROR), (13, logging.WARNING), (9, logging.INFO))
+
+
+class _Lowered(int):
+    """A level of the root logger that is ours; by identity it is told from the same number set by the application."""
+
+
+class LoggingSetup:
+    """The logs of this process, tied to a pipeline; made by `install_logging`.
+
+    The records of standard logging are seen by a filter on the logger that makes them, which the record factory puts
+    there at a logger's first record. So loggers that do not propagate (uvicorn's, gunicorn's) are seen too, no
+    configuration that the application makes later removes us, and as no handler of ours is in its way, the
+    application's own handlers and `logging.lastResort` print what they always did.
+
+    Args:
+        pipeline: Where records go; None where nothing is exported.
+        console: A console of ours, or None.
+    """
+
+    def __init__(self, pipeline: Pipeline | None, console: logging.Handler | None) -> None:
+        self.pipeline = pipeline
+        self._console = console
+        self._filter = _StandardFilter(self)
+        self._scopes: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+        self._factory = logging.getLogRecordFactory()
+        self._lowered = _Lowered(logging.INFO)
+        self._installed = False
+
+    def install(self) -> None:
+        """Starts to see the records of standard logging; INFO is made even where the root logger says WARNING."""
+        self._installed = True
+        logging.setLogRecordFactory(self._make_record)
+        root = logging.getLogger()
+        if root.level == logging.WARNING:
+            root.setLevel(self._lowered)
+        if self._console is not None:
+            root.addHandler(self._console)
+        RUNTIME.pipeline = self.pipeline
+
+    def uninstall(self, timeout: float = EXIT_SECONDS) -> bool:
+        """Undoes `install`, delivers what waits, and tells whether all of it was delivered.
+
+        Args:
+            timeout: Seconds that this may take.
+        """
+        self._installed = False
+        if logging.getLogRecordFactory() == self._make_record:
+            logging.setLogRecordFactory(self._factory)
+        root = logging.getLogger()
+        if root.level is self._lowered:
+            root.setLevel(logging.WARNING)
+        if self._console is not None:
+            root.removeHandler(self._console)
+        for logger in [root, *root.manager.loggerDict.values()]:
+            if isinstance(logger, logging.Logger):
+                logger.removeFilter(self._filter)
+        if RUNTIME.pipeline is self.pipeline:
+            RUNTIME.pipeline = None
+        return self.pipeline is None or self.pipeline.shutdown(timeout)
+
+    def _make_record(self, name: str, *args: Any, **kwargs: Any) -> logging.LogRecord:
+        logger = logging.root if name == logging.root.name else logging.root.manager.loggerDict.get(name)
+        if self._installed and isinstance(logger, logging.Logger) and self._filter not in logger.filters:
+            with self._lock:
+                logger.addFilter(self._filter)
+        return self._factory(name, *args, **kwargs)
+
+    def see(self, record: logging.LogRecord) -> bool:
+        """Ships a record of standard logging, and tells whether the application's handlers may have it.
+
+        They may not where it exists only because we lowered the root logger's level.
+        """
+        if isinstance(record.msg, LogEntry):
+            return True
+        shown = self._is_shown(record)
+        if self.pipeline is not None and record.levelno >= logging.INFO and not _is_telemetry(record.name):
+            handlers = (handler for logger in _chain(record.name) for handler in logger.handlers)
+            if not (shown and any(_delivers_to(self.pipeline, handler) for handler in handlers)):
+                self._ship(record)
+        return shown
+
+    def _is_shown(self, record: logging.LogRecord) -> bool:
+        if self._console is not None or record.levelno >= logging.WARNING:
+            return True
+        return next((logger.level for logger in _upward(record.name) if logger.level), None) is not self._lowered
+
+    def _ship(self, record: logging.LogRecord) -> None:
+        scope = self._scopes.get(record.name)
+        if scope is None:
+            scope = self._scopes[record.name] = otlp_scope(record.name)
+        ship(compose_standard(record), scope)
+
+
+class _StandardFilter(logging.Filter):
+    """Lets the setup see the records of one logger."""
+
+    def __init__(self, setup: LoggingSetup) -> None:
+        super().__init__()
+        self._setup = setup
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        try:
+            return self._setup.see(record)
+        except Exception:  # telemetry never raises into the application; the loss is counted
+            if self._setup.pipeline is not None:
+                self._setup.pipeline.count_failed()
+            return True
+
+
+def _upward(name: str) -> Iterator[logging.Logger]:
+    """A logger and those above it, up to root."""
+    logger = logging.root if name == logging.root.name else logging.root.manager.loggerDict.get(name)
+    while isinstance(logger, logging.Logger):
+        yield logger
+        logger = logger.parent
+
+
+def _chain(name: str) -> Iterator[logging.Logger]:
+    """The loggers whose handlers get a record of this one."""
+    for logger in _upward(name):
+        yield logger
+        if not logger.propagate:
+            return
+
+
+def _is_telemetry(name: str) -> bool:
+    """With the collector down, what the exporters log would feed the exporters."""
+    return name == "opentelemetry" or name.startswith("opentelemetry.")
+
+
+def _delivers_to(pipeline: Pipeline, handler: logging.Handler) -> bool:
+    """Whether it is OpenTelemetry's LoggingHandler over a provider that ends in our pipeline: it does the work then."""
+    kind = type(handler)
+    if kind.__name__ != "LoggingHandler" or not kind.__module__.startswith("opentelemetry."):
+        return False
+    multi = getattr(getattr(handler, "_logger_provider", None), "_multi_log_record_processor", None)
+    processors = getattr(multi, "_log_record_processors", ())
+    return any(getattr(processor, "jarvis_pipeline", None) is pipeline for processor in processors)
+
+
+class PipelineProcessor(LogRecordProcessor):
+    """Brings records of OpenTelemetry's Logs API to the pipeline; our own are there already.
+
+    Args:
+        pipeline: Where they go.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.jarvis_pipeline = pipeline
+
+    def on_emit(self, log_record: ReadWriteLogRecord) -> None:
+        """Called by the SDK for each record."""
+        if isinstance(log_record.log_record, OwnLogRecord):
+            return
+        try:
+            self._emit(log_record)
+        except Exception:  # telemetry never raises into the application; the loss is counted
+            self.jarvis_pipeline.count_failed()
+
+    def _emit(self, given: ReadWriteLogRecord) -> None:
+        record, scope = given.log_record, given.instrumentation_scope
+        operation = current_operation()
+        attributes = dict(record.attributes or {})
+        attributes.setdefault("log.record.uid", self.jarvis_pipeline.new_uid())
+        if operation is not None:
+            for name, value in (
+                ("jarvis.correlation_id", operation.correlation_id),
+                ("user.id", operation.user_id),
+                ("jarvis.request_id", operation.request_id),
+                ("session.id", operation.session_id),
+            ):
+                if value is not None:
+                    attributes.setdefault(name, value)
+        service = process_service() or "unknown_service"
+        ship(
+            Record(
+                time_ns=record.timestamp or record.observed_timestamp or time.time_ns(),
+                severity=_severity(record.severity_number, record.severity_text),
+                message=record.body,
+                service=service,
+                logger=scope.name if scope is not None else "",
+                keywords={},
+                span=_span_context(record),
+                flags=dict(operation.evaluated) if operation is not None else {},
+                event=record.event_name,
+                attributes=attributes,
+            ),
+            otlp_scope(scope.name, scope.version, scope.schema_url, scope.attributes) if scope else otlp_scope(""),
+        )
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Waits until what was emitted is delivered, and tells whether it is."""
+        return self.jarvis_pipeline.flush(timeout_millis / 1000)
+
+    def shutdown(self) -> None:
+        """The pipeline outlives the provider: standard logging feeds it too."""
+
+
+def _severity(number: Any, text: str | None) -> Severity:
+    value = int(getattr(number, "value", number) or 0)
+    levelno = next((levelno for floor, levelno in _LEVELNO_BY_SEVERITY if value >= floor), logging.DEBUG)
+    level = severity_of(levelno if value else logging.INFO).level
+    return Severity(level, value, text or level)
+
+
+def _span_context(record: Any) -> SpanContext | None:
+    span = SpanContext(
+        record.trace_id or INVALID_SPAN_CONTEXT.trace_id,
+        record.span_id or INVALID_SPAN_CONTEXT.span_id,
+        is_remote=False,
+        trace_flags=TraceFlags(int(record.trace_flags or 0)),
+    )
+    return span if span.is_valid else None
+
+
+class _Console(logging.StreamHandler[TextIO]):
+    """Writes to whatever sys.stderr is at the moment."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        """Where it writes."""
+        return sys.stderr
+
+
+def install_logging(
+    settings: Settings,
+    resource_attributes: Mapping[str, Any],
+    *,
+    console: bool = True,
+) -> LoggingSetup:
+    """Ties the logs of this process to a pipeline that ships them, and gives it a console where it has none.
+
+    Args:
+        settings: Endpoint, levels, console.
+        resource_attributes: Attributes of the process's OpenTelemetry resource.
+        console: False keeps the console as it is where the settings leave that open (`auto`).
+    """
+    pipeline = None
+    if settings.logs_exporter and not settings.sdk_disabled:
+        pipeline = Pipeline(
+            settings.otlp_endpoint,
+            resource_attributes,
+            headers=settings.otlp_headers,
+            timeout=settings.otlp_timeout,
+        )
+    setup = LoggingSetup(pipeline, _console_handler(settings, wanted=console))
+    setup.install()
+    return setup
+
+
+def _console_handler(settings: Settings, *, wanted: bool) -> logging.Handler | None:
+    style = settings.console
+    if style == "off" or (style == "auto" and (not wanted or logging.getLogger().handlers)):
+        return None
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    if style == "auto":
+        style = "human" if terminal else "json"
+    handler = _Console()
+    handler.setLevel(settings.level)
+    handler.setFormatter(HumanFormatter(color=_is_colored(terminal=terminal)) if style == "human" else JSONFormatter())
+    return handler
+
+
+def _is_colored(*, terminal: bool) -> bool:
+    if os.environ.get("NO_COLOR"):
+        return False
+    return terminal or bool(os.environ.get("FORCE_COLOR"))
+
+
+def flush_at_sigterm(
+    pipeline: Pipeline, others: Sequence[Callable[[], object]] = (), timeout: float = EXIT_SECONDS
+) -> None:
+    """Delivers what waits before the process dies of SIGTERM, which runs no atexit.
+
+    Only in the main thread, and only where nobody else handles the signal: who does ends the process in order.
+
+    Args:
+        pipeline: What is flushed.
+        others: Further flushes, of spans for example; they run at the same time.
+        timeout: Seconds that all of them may take together.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        return
+
+    def die(signum: int, frame: object) -> None:  # noqa: ARG001
+        if pipeline.interrupted_in_append():
+            # the thread that waits here would hold what the flush needs: let it go on, and come again
+            threading.Timer(0.001, os.kill, (os.getpid(), signum)).start()
+            return
+        flushes = [lambda: pipeline.flush(timeout), *others]
+        threads = [threading.Thread(target=flush, daemon=True) for flush in flushes]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + timeout
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        signal.signal(signum, signal.SIG_DFL)
+        os.kill(os.getpid(), signum)
+
+    signal.signal(signal.SIGTERM, die)

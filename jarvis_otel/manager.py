@@ -1,0 +1,450 @@
+"""FeatureFlagManager: the flags of a process, for those who do not want to spell out OpenFeature."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from openfeature import api
+from openfeature.evaluation_context import EvaluationContext as OpenFeatureContext
+from openfeature.hook import get_hooks
+from openfeature.transaction_context import get_transaction_context
+
+from jarvis_flags.evaluate import CALLERS_DEFAULT, Evaluation, Request, targeting_key
+from jarvis_flags.model import EvaluationContext, FlagDefinition, FlagStatus
+from jarvis_flags.parse import parse_flags
+from jarvis_flags.provider import PROVIDER_NAME, YamlFlagProvider
+from jarvis_flags.settings import FlagSettings
+from jarvis_flags.snapshot import ExplainedStep, Snapshot
+from jarvis_flags.source import Change, FileSource, FlagSource, MemorySource
+from jarvis_flags.tree import load_tree
+from jarvis_otel.admin.audit import AuditEntry
+from jarvis_otel.admin.service import FlagAdmin, Outcome
+from jarvis_otel.admin.store import Author, FileStore, MemoryStore
+from jarvis_otel.context import current_operation
+from jarvis_otel.flag_hook import EvaluationHook, record_evaluation, result_name
+from jarvis_otel.logger import get_logger
+
+__all__ = ["FeatureFlagManager", "announce"]
+
+_DECLARED_MAX = 1_024
+_DOMAIN = "jarvis"
+
+_logger = logging.getLogger("jarvis_otel")
+_Value = TypeVar("_Value")
+
+
+class FeatureFlagManager:
+    """The flags of a process: evaluates, tells of changes, and changes them.
+
+    Without arguments it is empty and in memory, for tests. It opens its file when it is first asked something.
+
+    Args:
+        path: A flag file; its state is that of the settings.
+        settings: Where flags and state are; read from the environment if None and a path is given.
+        service: What the process is called.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        settings: FlagSettings | None = None,
+        service: str | None = None,
+    ) -> None:
+        self._path = path
+        self._settings = settings
+        self._service = service
+        self._in_memory = path is None and settings is None
+        self._source: FlagSource | None = None
+        self._opening = threading.RLock()
+        self._admin: FlagAdmin | None = None
+        self._provider: YamlFlagProvider | None = None
+        self._service_flags: Mapping[str, tuple[str, ...]] = {}
+        self._declared: tuple[Snapshot | None, dict[Any, Mapping[str, tuple[str, bool]]]] = (None, {})
+
+    @classmethod
+    def of_process(cls) -> FeatureFlagManager:
+        """A manager over the project's own flag file, found when it is first asked something."""
+        manager = cls()
+        manager._in_memory = False
+        return manager
+
+    def use(
+        self,
+        settings: FlagSettings,
+        *,
+        service: str | None = None,
+        service_flags: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> None:
+        """Settles where its flags come from; what was open is closed.
+
+        Args:
+            settings: Where flags and state are.
+            service: What the process is called.
+            service_flags: Ids of flags that a service declares beside those that name it.
+        """
+        with self._opening:
+            if self._source is not None:
+                self._source.close()
+            self._settings, self._service, self._in_memory = settings, service, False
+            self._service_flags = service_flags or {}
+            self._source = self._admin = self._provider = None
+
+    @property
+    def source(self) -> FlagSource:
+        """Where its flags come from."""
+        return self._source or self._open()
+
+    @property
+    def provider(self) -> YamlFlagProvider:
+        """The OpenFeature provider over the same flags, with our hook."""
+        source = self.source
+        with self._opening:
+            if self._provider is None:
+                self._provider = YamlFlagProvider(source=source, hooks=[EvaluationHook()])
+            return self._provider
+
+    @property
+    def admin(self) -> FlagAdmin:
+        """The service that changes its flags."""
+        source = self.source
+        with self._opening:
+            if self._admin is None:
+                if isinstance(source, MemorySource):
+                    self._admin = FlagAdmin(source, MemoryStore(source), tell=announce, seen_wait=0)
+                else:
+                    assert isinstance(source, FileSource)
+                    self._admin = FlagAdmin(source, FileStore(source.settings.flags_state_dir), tell=announce)
+            return self._admin
+
+    def _open(self) -> FlagSource:
+        with self._opening:
+            if self._source is None:
+                if self._in_memory:
+                    self._source = MemorySource()
+                else:
+                    settings = self._settings or FlagSettings.load()
+                    if self._path is not None:
+                        settings = replace(settings, flags_file=Path(self._path).absolute())
+                    service = self._service or os.environ.get("OTEL_SERVICE_NAME") or "unknown_service"
+                    self._source = FileSource(settings, watch=True, service=service)
+            return self._source
+
+    # --- evaluating ---
+
+    def is_enabled(
+        self,
+        flag_id: str,
+        default: bool = False,
+        user_id: str | int | None = None,
+        context: EvaluationContext | None = None,
+    ) -> bool:
+        """Whether a flag is on.
+
+        Args:
+            flag_id: The flag.
+            default: The answer where the flag is unknown or cannot be evaluated.
+            user_id: The user; else the context's, the operation's (`logger.context`) or OpenFeature's.
+            context: For whom and where.
+        """
+        value = self.value(flag_id, default, user_id, context)
+        return value if isinstance(value, bool) else default
+
+    def value(
+        self,
+        flag_id: str,
+        default: _Value,
+        user_id: str | int | None = None,
+        context: EvaluationContext | None = None,
+    ) -> _Value:
+        """The value of a flag of any type; the arguments are those of `is_enabled`."""
+        try:
+            if get_hooks():
+                return self._by_client(flag_id, default, user_id, context)
+            result = self._evaluate(flag_id, user_id, context)
+            value: Any = result.value
+            if value is CALLERS_DEFAULT or not _fits(value, default):
+                return default
+            return value  # type: ignore[no-any-return]
+        except Exception:
+            # evaluation never raises to the application, whatever it is given
+            _logger.warning("flag %r could not be evaluated", flag_id, exc_info=True)
+            return default
+
+    def variant(
+        self,
+        flag_id: str,
+        default: str | None = None,
+        user_id: str | int | None = None,
+        context: EvaluationContext | None = None,
+    ) -> str | None:
+        """The name of the variant that a flag gives; the arguments are those of `is_enabled`."""
+        try:
+            return self._evaluate(flag_id, user_id, context).variant or default
+        except Exception:
+            _logger.warning("flag %r could not be evaluated", flag_id, exc_info=True)
+            return default
+
+    def evaluate(
+        self, flag_id: str, user_id: str | int | None = None, context: EvaluationContext | None = None
+    ) -> Evaluation:
+        """What a flag gives with all that is known of it, and without any telemetry."""
+        snapshot = self.source.snapshot
+        return snapshot.evaluate(flag_id, self._request(snapshot, user_id, context))
+
+    def explain(
+        self, flag_id: str, user_id: str | int | None = None, context: EvaluationContext | None = None
+    ) -> tuple[Evaluation, tuple[ExplainedStep, ...]]:
+        """What a flag gives, and every step of the order on the way."""
+        snapshot = self.source.snapshot
+        return snapshot.explain(flag_id, self._request(snapshot, user_id, context))
+
+    def _evaluate(self, flag_id: str, user_id: str | int | None, context: EvaluationContext | None) -> Evaluation:
+        snapshot = (self._source or self._open()).snapshot
+        request = self._request(snapshot, user_id, context)
+        result = snapshot.evaluate(flag_id, request)
+        metadata = result.metadata
+        record_evaluation(
+            flag_id,
+            variant=result_name(result.variant, result.value, result.reason),
+            on=result.on,
+            reason=result.reason,
+            provider=PROVIDER_NAME,
+            context_id=request.user,
+            set_id=metadata.get("flagSetId"),
+            version=metadata.get("version"),
+            error_code=result.error_code,
+            error_message=result.error_message,
+        )
+        return result
+
+    def _request(self, snapshot: Snapshot, user_id: str | int | None, context: EvaluationContext | None) -> Request:
+        request = snapshot.request(context, user_id)
+        if request.user is None:
+            operation = current_operation()
+            if operation is not None and operation.user_id is not None:
+                request.user = operation.user_id
+            else:
+                request.user = targeting_key(get_transaction_context().targeting_key)
+        return request
+
+    def _by_client(
+        self, flag_id: str, default: _Value, user_id: str | int | None, context: EvaluationContext | None
+    ) -> _Value:
+        """Through OpenFeature's client, so that the application's own hooks run."""
+        client = api.get_client(_DOMAIN)
+        if client.provider is not self.provider:
+            api.set_provider_and_wait(self.provider, _DOMAIN)
+        snapshot = self.source.snapshot
+        request = self._request(snapshot, user_id, context)
+        attributes = {**request.attributes, "environment": request.environment}
+        if request.request_id is not None:
+            attributes["request_id"] = request.request_id
+        asked = OpenFeatureContext(request.user, attributes)
+        resolve: Any = {
+            bool: client.get_boolean_value,
+            str: client.get_string_value,
+            int: client.get_integer_value,
+            float: client.get_float_value,
+        }.get(type(default), client.get_object_value)
+        return resolve(flag_id, default, asked)  # type: ignore[no-any-return]
+
+    def declared(self, service: str, user_id: str | None, ids: tuple[str, ...]) -> Mapping[str, tuple[str, bool]]:
+        """What the flags that a service declares give, evaluated silently; remembered per snapshot, service and user.
+
+        Args:
+            service: The service.
+            user_id: The user of the operation.
+            ids: Further flags, declared for the operation.
+        """
+        snapshot = (self._source or self._open()).snapshot
+        known, results = self._declared
+        if known is not snapshot:
+            results = {}
+            self._declared = (snapshot, results)
+        key = (service, user_id, ids)
+        found = results.get(key)
+        if found is None:
+            if len(results) >= _DECLARED_MAX:
+                results.clear()
+            found = results[key] = self._evaluate_declared(snapshot, service, user_id, ids)
+        return found
+
+    def _evaluate_declared(
+        self, snapshot: Snapshot, service: str, user_id: str | None, ids: tuple[str, ...]
+    ) -> Mapping[str, tuple[str, bool]]:
+        named = [flag_id for flag_id, flag in snapshot.definitions.items() if service in flag.services]
+        declared = {}
+        for flag_id in dict.fromkeys((*named, *self._service_flags.get(service, ()), *ids)):
+            result = snapshot.evaluate(flag_id, Request(targeting_key(user_id), snapshot.environment))
+            if result.error_code is None:
+                declared[flag_id] = (result.variant or "off", result.on)
+        return declared
+
+    # --- looking ---
+
+    def get_flag(self, flag_id: str) -> FlagDefinition | None:
+        """The definition of a flag, or None."""
+        return self.source.snapshot.definitions.get(flag_id)
+
+    def list_flags(self, category: str | None = None, status: FlagStatus | str | None = None) -> list[FlagDefinition]:
+        """All definitions, in the file's order.
+
+        Args:
+            category: Only those of this category.
+            status: Only those of this status.
+        """
+        return [
+            flag
+            for flag in self.source.snapshot.definitions.values()
+            if (category is None or flag.category == category) and (status is None or flag.status == status)
+        ]
+
+    def history(self, flag_id: str | None = None) -> list[AuditEntry]:
+        """The changes at run time, refused ones too, oldest first."""
+        return self.admin.history(flag_id)
+
+    def on_change(self, flag_id: str, callback: Callable[[str, bool, bool], Any]) -> Callable[[], None]:
+        """Has a function called when a flag turns on or off, by whatever cause.
+
+        Args:
+            flag_id: The flag.
+            callback: Called with the flag's id and what `is_enabled` without a user gave before and gives now.
+
+        Returns:
+            What cancels it.
+        """
+
+        def subscriber(change: Change) -> None:
+            if flag_id in change.flags:
+                old, new = (_is_on(snapshot, flag_id) for snapshot in (change.old, change.new))
+                if old != new:
+                    callback(flag_id, old, new)
+
+        return self.source.subscribe(subscriber)
+
+    # --- changing ---
+
+    def set_enabled(self, flag_id: str, enabled: bool, reason: str = "", admin_id: str | None = None) -> bool:
+        """Turns a flag on or off at run time; a caller of this method counts as confirmed.
+
+        Args:
+            flag_id: The flag.
+            enabled: On or off.
+            reason: Why.
+            admin_id: Who.
+
+        Returns:
+            Whether it was applied; why not is logged.
+        """
+        author = Author(admin_id or "api", "api", reason)
+        if enabled:
+            return self._applied(self.admin.enable(flag_id, author, confirmed=True))
+        return self._applied(self.admin.disable(flag_id, author))
+
+    def set_rollout(self, flag_id: str, percent: float, reason: str = "", admin_id: str | None = None) -> bool:
+        """Sets the percentage of users that a flag is on for; the further arguments are those of `set_enabled`."""
+        author = Author(admin_id or "api", "api", reason)
+        return self._applied(self.admin.rollout(flag_id, percent, author, confirmed=True))
+
+    def reset(self, flag_id: str, reason: str = "", admin_id: str | None = None) -> bool:
+        """Removes what was set at run time; the arguments are those of `set_enabled`."""
+        return self._applied(self.admin.reset(flag_id, Author(admin_id or "api", "api", reason), confirmed=True))
+
+    def _applied(self, outcome: Outcome) -> bool:
+        if not outcome.applied:
+            _logger.warning("%s", outcome.message)
+        return outcome.applied
+
+    def create_flag(self, definition: FlagDefinition) -> bool:
+        """Adds a flag to a manager in memory, or replaces the one of its id.
+
+        Returns:
+            Whether it was added; what is wrong with the definition is logged.
+        """
+        source = self.source
+        if not isinstance(source, MemorySource):
+            _logger.warning("%s was not created: write it into %s", definition.id, self._file_name())
+            return False
+        try:
+            source.put(definition)
+        except ValueError as error:
+            _logger.warning("%s was not created: %s", definition.id, error)
+            return False
+        return True
+
+    def _file_name(self) -> str:
+        source = self.source
+        return str(source.settings.flags_file) if isinstance(source, FileSource) else "memory"
+
+    def load_from_file(self, path: str | os.PathLike[str]) -> None:
+        """Takes the flags of a file; a manager in memory copies them, another one follows the file from now on.
+
+        Raises:
+            ValueError: The file cannot be used at all; nothing changed.
+            OSError: It cannot be read.
+        """
+        source = self.source
+        if isinstance(source, FileSource):
+            self._path = path
+            self.use(replace(source.settings, flags_file=Path(path).absolute()), service=self._service)
+            return
+        assert isinstance(source, MemorySource)
+        flags = parse_flags(load_tree(Path(path).read_bytes()), str(path))
+        for problem in flags.problems:
+            _logger.warning("%s", problem)
+        source.replace(flags)
+
+    def reload(self) -> None:
+        """Looks at the files at once, without waiting for the watcher."""
+        self.source.reload()
+
+    def close(self) -> None:
+        """Ends watching; the last snapshot stays."""
+        if self._source is not None:
+            self._source.close()
+
+
+def announce(entry: AuditEntry) -> None:
+    """Tells of a change in a log record `jarvis.flag.changed`, with the hash of its audit entry."""
+    old, new = (values["state"] if values else "file" for values in (entry.old, entry.new))
+    percentage = f" at {entry.new['percentage']:g} %" if entry.new and "percentage" in entry.new else ""
+    because = f": {entry.reason}" if entry.reason else ""
+    get_logger("jarvis_flags").event(
+        "jarvis.flag.changed",
+        f"{entry.flag}: {old} → {new}{percentage} by {entry.who}{because}",
+        attributes={
+            "feature_flag.key": entry.flag,
+            "jarvis.flag.action": entry.action,
+            "jarvis.flag.old": old,
+            "jarvis.flag.new": new,
+            "jarvis.flag.revision": entry.revision,
+            "jarvis.actor": entry.who,
+            "jarvis.via": entry.via,
+            "jarvis.reason": entry.reason,
+            "jarvis.audit.hash": entry.hash,
+        },
+    )
+
+
+def _is_on(snapshot: Snapshot, flag_id: str) -> bool:
+    return snapshot.evaluate(flag_id, Request(None, snapshot.environment)).value is True
+
+
+def _fits(value: Any, default: Any) -> bool:
+    """Whether a value has the type of the caller's default; None takes any, a whole number serves as a float."""
+    if default is None:
+        return True
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, float):
+        return isinstance(value, int | float)
+    if isinstance(default, Mapping | list):
+        return isinstance(value, Mapping | list)
+    return isinstance(value, type(default))

@@ -1,0 +1,263 @@
+"""What `jarvis logs …` does: the answer on stdout, the talk about it on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jarvis_otel.query.errors import QueryError
+from jarvis_otel.query.files import Found
+from jarvis_otel.query.log_query import Criteria, LogQuery
+from jarvis_otel.query.render import Paint, csv_rows, human_record, json_text, local_time, printable
+from jarvis_otel.query.reproduce import reproduce
+from jarvis_otel.query.timeline import timeline
+from jarvis_otel.query.times import Interval, resolve_interval
+from jarvis_otel.settings import Settings
+
+__all__ = ["FOUND", "NOTHING", "WRONG", "LogCommands"]
+
+FOUND, NOTHING, WRONG = 0, 1, 2
+"""Exit codes."""
+
+_OPTIONS = {"user_id": "user", "text": "search"}
+
+
+class LogCommands:
+    """The commands over one log directory.
+
+    Args:
+        name: The command, as messages name it: `query`, `trace`, `errors` or `reproduce`.
+        log_dir: The log directory.
+        settings: Where the flag file is.
+    """
+
+    def __init__(self, name: str, log_dir: Path, settings: Settings) -> None:
+        self._name = name
+        self._log_dir = log_dir
+        self._settings = settings
+        self._logs = LogQuery(log_dir)
+
+    def run(self, args: Namespace) -> int:
+        """Carries the command out.
+
+        Args:
+            args: The parsed options.
+
+        Returns:
+            The exit code: found, nothing found, or wrong usage or bad input (then one line on stderr says what).
+        """
+        commands = {"query": self._query, "trace": self._trace, "errors": self._errors, "reproduce": self._reproduce}
+        try:
+            code = commands[self._name](args)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # whoever read us has seen enough; the interpreter would complain when it flushes at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return FOUND
+        except QueryError as error:
+            self._talk(f"--{_OPTIONS.get(error.argument, error.argument.replace('_', '-'))}: {error.problem}")
+            return WRONG
+        except FileNotFoundError:
+            self._talk(f"{self._log_dir}: no such directory; name one by --dir or JARVIS_LOG_DIR, or run the collector")
+            return WRONG
+        except OSError as error:
+            self._talk(f"{error.filename}: cannot be read: {error.strerror}")
+            return WRONG
+        for name, number in sorted(self._logs.tally.unreadable.items()):
+            self._talk(
+                f"{name}: {number} {'line is no record' if number == 1 else 'lines are no records'}, passed over"
+            )
+        return code
+
+    def _query(self, args: Namespace) -> int:
+        limit = _limit(args.limit)
+        criteria = Criteria.of(
+            level=args.level,
+            service=args.service,
+            correlation_id=args.correlation_id,
+            trace_id=args.trace_id,
+            user_id=args.user,
+            flag=args.flag,
+            since=args.since,
+            until=args.until,
+            text=args.search,
+            where=args.where,
+        )
+        self._talk_interval(criteria.interval)
+        if limit:
+            matches = self._logs.newest(criteria, limit)
+            count = _write_all(_FORMATS[args.format], matches.found)
+            if matches.total > count:
+                self._talk(f"the newest {count} of {matches.total}; --limit 0 gives all")
+        else:
+            count = _write_all(_FORMATS[args.format], self._logs.scan(criteria))
+        return FOUND if count else self._nothing("nothing found")
+
+    def _trace(self, args: Namespace) -> int:
+        trace = self._logs.trace(args.correlation_id)
+        found = bool(trace.records or trace.spans)
+        if args.format == "json":
+            answer = {
+                "correlation_id": trace.correlation_id,
+                "trace_ids": trace.trace_ids,
+                "records": trace.records,
+                "spans": trace.spans,
+                "flags": trace.flags(),
+            }
+            _write(json_text(answer) + "\n")
+        elif found:
+            for line in timeline(trace, _paint()):
+                _write(line + "\n")
+        return FOUND if found else self._nothing(f"nothing found for {printable(args.correlation_id)}")
+
+    def _errors(self, args: Namespace) -> int:
+        interval = resolve_interval(args.since, args.until, datetime.now(UTC))
+        self._talk_interval(interval)
+        groups: dict[str, Any]
+        rows: list[tuple[str, ...]]
+        if args.by == "flag":
+            rates = self._logs.flag_rates(interval.since, interval.until)
+            groups = {
+                flag_id: {
+                    variant: {"records": rate.records, "errors": rate.errors, "rate": round(rate.rate, 6)}
+                    for variant, rate in variants.items()
+                }
+                for flag_id, variants in rates.items()
+            }
+            rows = [("flag", "variant", "records", "errors", "rate")]
+            rows += [
+                (flag_id, variant, str(rate.records), str(rate.errors), f"{100 * rate.rate:.2f} %")
+                for flag_id, variants in rates.items()
+                for variant, rate in variants.items()
+            ]
+        else:
+            groups = self._logs.get_error_summary(interval.since, args.by, interval.until)
+            rows = [(args.by, "errors"), *((key, str(number)) for key, number in groups.items())]
+        if args.format == "json":
+            _write(json_text(groups) + "\n")
+        elif groups:
+            for line in _table(rows, texts=2 if args.by == "flag" else 1):
+                _write(line + "\n")
+        return FOUND if groups else self._nothing(f"no {'flags' if args.by == 'flag' else 'errors'} found")
+
+    def _reproduce(self, args: Namespace) -> int:
+        trace = self._logs.trace(args.correlation_id)
+        if not (trace.records or trace.spans):
+            return self._nothing(f"nothing found for {printable(args.correlation_id)}")
+        result = reproduce(trace.flags(), self._dangerous(), include_dangerous=args.include_dangerous)
+        for line in result.lines:
+            _write(line + "\n")
+        for flag_id, reason in result.refused:
+            self._talk(f"{printable(flag_id)}: left out: {reason}")
+        for flag_id in result.held_back:
+            self._talk(f"{flag_id}: dangerous, and was on: only a comment; --include-dangerous exports it")
+        return FOUND if result.lines else self._nothing("no flags found")
+
+    def _dangerous(self) -> Callable[[str], bool]:
+        """Whether a flag is dangerous by the flag file; one that is unknown or bad there counts as dangerous."""
+        from jarvis_flags.source import FileSource  # noqa: PLC0415 - the other commands read no flags
+
+        snapshot = FileSource(self._settings.flags).snapshot
+
+        def dangerous(flag_id: str) -> bool:
+            definition = snapshot.definitions.get(flag_id)
+            return definition is None or flag_id in snapshot.bad or definition.dangerous
+
+        return dangerous
+
+    def _nothing(self, text: str) -> int:
+        self._talk(f"{text} in {self._log_dir} ({self._logs.tally.files} files)")
+        return NOTHING
+
+    def _talk(self, text: str) -> None:
+        print(f"jarvis logs {self._name}: {text}", file=sys.stderr)
+
+    def _talk_interval(self, interval: Interval) -> None:
+        ends = (("from", interval.since), ("to", interval.until))
+        named = [f"{word} {moment.astimezone().isoformat(' ')}" for word, moment in ends if moment]
+        if named:
+            self._talk(" ".join(named))
+
+
+def _limit(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 9):
+        raise QueryError("limit", f"got {text!r}, want a whole number; 0 is all")
+    return int(text)
+
+
+def _human(found: Iterable[Found]) -> Iterator[str]:
+    paint = _paint()
+    for one in found:
+        service = printable(str(one.record.get("service", "")))
+        correlation_id = one.record.get("correlation_id")
+        suffix = "  " + paint(f"id {printable(str(correlation_id))}", "dim") if correlation_id else ""
+        start = f"{paint(local_time(one.time), 'dim')}  {paint(f'{service:<10}', 'cyan')}"
+        yield f"{start}  {human_record(one.record, paint)}{suffix}\n"
+
+
+def _jsonl(found: Iterable[Found]) -> Iterator[str | bytes]:
+    for one in found:
+        yield _json_line(one)
+        yield b"\n"
+
+
+def _json(found: Iterable[Found]) -> Iterator[str | bytes]:
+    before = b"[\n"
+    for one in found:
+        yield before
+        yield _json_line(one)
+        before = b",\n"
+    yield b"[]\n" if before == b"[\n" else b"\n]\n"
+
+
+def _json_line(one: Found) -> str | bytes:
+    """The line as it stands in the file; on a terminal with what that would act on escaped."""
+    return json_text(one.record) if sys.stdout.isatty() else one.line
+
+
+def _csv(found: Iterable[Found]) -> Iterator[str]:
+    return csv_rows(one.record for one in found)
+
+
+_Format = Callable[[Iterable[Found]], Iterator[str | bytes]]
+_FORMATS: dict[str, _Format] = {"human": _human, "json": _json, "jsonl": _jsonl, "csv": _csv}
+
+
+def _write_all(form: _Format, found: Iterable[Found]) -> int:
+    """Writes what is found and counts it, without holding it."""
+    count = 0
+
+    def counted() -> Iterator[Found]:
+        nonlocal count
+        for count, one in enumerate(found, 1):  # noqa: B007 - the count is the answer
+            yield one
+
+    for piece in form(counted()):
+        _write(piece)
+    return count
+
+
+def _table(rows: list[tuple[str, ...]], texts: int) -> Iterator[str]:
+    """Aligned columns, of which the first `texts` stand to the left; the first row is the header."""
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        aligned = zip(row, widths, strict=True)
+        yield "  ".join(
+            cell.ljust(width) if at < texts else cell.rjust(width) for at, (cell, width) in enumerate(aligned)
+        )
+
+
+def _paint() -> Paint:
+    wanted = bool(os.environ.get("FORCE_COLOR")) or sys.stdout.isatty()
+    return Paint(color=wanted and not os.environ.get("NO_COLOR"))
+
+
+def _write(piece: str | bytes) -> None:
+    """UTF-8 whatever the terminal says: the data has one encoding."""
+    sys.stdout.buffer.write(piece.encode("utf-8", "backslashreplace") if isinstance(piece, str) else piece)

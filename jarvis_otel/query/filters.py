@@ -1,0 +1,221 @@
+"""What a record must be to be found: small filters, and the bytes by which a line is passed over unparsed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jarvis_otel.query.times import Interval, canonical_time
+from jarvis_otel.settings import LEVELS
+
+__all__ = [
+    "ESCAPE",
+    "Filter",
+    "Needle",
+    "Record",
+    "containing",
+    "correlation_filter",
+    "equalling",
+    "field_filter",
+    "flag_filter",
+    "flag_states",
+    "interval_filter",
+    "level_filter",
+    "text_filter",
+    "trace_filter",
+]
+
+Record = Mapping[str, Any]
+"""One parsed line."""
+
+ESCAPE = b"\\u"
+"""A line with one of these may hold any text without showing its bytes: JSON lets a writer escape what it likes."""
+
+_ALIASES = {"WARN": "WARNING", "FATAL": "CRITICAL"}
+_NEEDLES_MAX = 16
+
+# Quote, backslash and slash have two-character escapes beside \u; control characters are always escaped.
+_PLAIN = re.compile(r'[^"\\/\x00-\x1f\ud800-\udfff]+')
+_PLAIN_ASCII = re.compile(r'[^"\\/\x00-\x1f\x80-\U0010ffff]+')
+
+# The two characters beyond ASCII whose lower case holds an ASCII letter (i and k), as the line's bytes.
+_LOWER_TO_ASCII = ("\u0130".encode(), "\u212a".encode())
+
+# The start of a line of ours; the bytes compare like times.
+_LINE_TIME = re.compile(rb'\{"timestamp":"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z)"')
+
+
+@dataclass(frozen=True, slots=True)
+class Needle:
+    """Bytes of which at least one stands in each line that can match.
+
+    Attributes:
+        alternatives: The byte strings.
+        lowered: Whether they are looked for in the line's ASCII lower case.
+    """
+
+    alternatives: tuple[bytes, ...]
+    lowered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """One condition on a record; what is asked for is the conjunction of several.
+
+    The two ways to pass a line over unparsed may let a line through that does not match, never the reverse.
+
+    Attributes:
+        matches: Whether a parsed record is wanted.
+        needle: Bytes that a wanted line holds, if there are such.
+        possible: Whether a line of these bytes can be wanted, if that can be said.
+    """
+
+    matches: Callable[[Record], bool]
+    needle: Needle | None = None
+    possible: Callable[[bytes], bool] | None = None
+
+
+def equalling(text: str) -> Needle | None:
+    """The needle of lines in which a JSON string (a value or a key) is this text."""
+    if _PLAIN.fullmatch(text):
+        return Needle((b'"%s"' % text.encode(), ESCAPE))
+    return _longest(_PLAIN, text)
+
+
+def containing(text: str) -> Needle | None:
+    """The needle of lines in which a JSON string holds this text, whatever the case of its letters."""
+    # a text of digits may also be part of a number: those are written as they are
+    needle = _longest(_PLAIN_ASCII, text.lower())
+    if needle is None:
+        return None
+    return Needle((*needle.alternatives, *_LOWER_TO_ASCII), lowered=True)
+
+
+def _longest(plain: re.Pattern[str], text: str) -> Needle | None:
+    run = max(plain.findall(text), key=len, default="")
+    return Needle((run.encode(), ESCAPE)) if len(run) >= 3 else None
+
+
+def _any_of(values: Iterable[str]) -> Needle | None:
+    alternatives = {ESCAPE}
+    for value in values:
+        needle = equalling(value)
+        if needle is None or len(alternatives) > _NEEDLES_MAX:
+            return None
+        alternatives.update(needle.alternatives)
+    return Needle(tuple(sorted(alternatives)))
+
+
+def level_filter(text: str) -> Filter:
+    """Records of a level: `ERROR` is ERROR and above, `=ERROR` exactly that; WARN and FATAL are known too.
+
+    Raises:
+        ValueError: There is no such level.
+    """
+    name = text.strip().removeprefix("=").strip().upper()
+    name = _ALIASES.get(name, name)
+    if name not in LEVELS:
+        raise ValueError(f"got {text!r}, want one of {', '.join(LEVELS)}, with = before it for exactly that level")
+    exact = text.strip().startswith("=")
+    wanted = {level for level, number in LEVELS.items() if (level == name if exact else number >= LEVELS[name])}
+    # below WARNING nearly every line would be a hit: parsing is cheaper than looking first
+    rare = exact or LEVELS[name] >= LEVELS["WARNING"]
+    return Filter(lambda record: _text(record.get("level")) in wanted, _any_of(sorted(wanted)) if rare else None)
+
+
+def field_filter(key: str, value: str) -> Filter:
+    """Records of which one key of the line is exactly this text."""
+    return Filter(lambda record: record.get(key) == value, equalling(value))
+
+
+def correlation_filter(correlation_id: str, trace_ids: Iterable[str] = ()) -> Filter:
+    """Records of a correlation id or of one of the traces; an id may itself be a trace id."""
+    traces = frozenset({correlation_id.lower(), *trace_ids})
+    return Filter(
+        lambda record: record.get("correlation_id") == correlation_id or _text(record.get("trace_id")) in traces,
+        _any_of(sorted({correlation_id, *traces})),
+    )
+
+
+def trace_filter(trace_id: str) -> Filter:
+    """Records of a trace; the id's hex digits may be in any case."""
+    return field_filter("trace_id", trace_id.strip().lower())
+
+
+def flag_filter(text: str) -> Filter:
+    """Records by a flag: `FLAG` was on, `FLAG=off` and `FLAG=variant` gave that.
+
+    Raises:
+        ValueError: The text names no flag.
+    """
+    flag_id, equals, variant = text.partition("=")
+    if not flag_id or (equals and not variant):
+        raise ValueError(f"got {text!r}, want FLAG, FLAG=off or FLAG=variant")
+    if equals:
+        return Filter(lambda record: flag_states(record).get(flag_id) == variant, equalling(flag_id))
+    return Filter(lambda record: flag_id in _list(record.get("active_flags")), equalling(flag_id))
+
+
+def flag_states(record: Record) -> dict[str, str]:
+    """Variant by flag id as a record says it; a flag that is only listed as active was `on`."""
+    flags = record.get("flags")
+    states = {item: "on" for item in _list(record.get("active_flags")) if isinstance(item, str)}
+    if isinstance(flags, dict):
+        states.update((key, value) for key, value in flags.items() if isinstance(value, str))
+    return states
+
+
+def text_filter(text: str) -> Filter:
+    """Records whose message, error message, stack trace or context holds this text, whatever its case.
+
+    In the context, text and whole numbers are searched, at any depth; keys, other numbers and booleans are not.
+    """
+    wanted = text.lower()
+
+    def matches(record: Record) -> bool:
+        error = record.get("error")
+        parts = [record.get("message"), record.get("context")]
+        if isinstance(error, dict):
+            parts += [error.get("message"), error.get("stack_trace")]
+        return any(wanted in part.lower() for part in _texts(parts))
+
+    return Filter(matches, containing(text))
+
+
+def interval_filter(interval: Interval) -> Filter | None:
+    """Records from since to until, both included; None where both are open."""
+    if interval.since is None and interval.until is None:
+        return None
+    since, until = interval.line_times()
+    since_bytes, until_bytes = since.encode(), until.encode()
+
+    def possible(line: bytes) -> bool:
+        start = _LINE_TIME.match(line)
+        return start is None or since_bytes <= start[1] <= until_bytes
+
+    return Filter(lambda record: since <= canonical_time(record["timestamp"]) <= until, possible=possible)
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _texts(values: Iterable[Any]) -> Iterable[str]:
+    """The texts and whole numbers in JSON values; without recursion, for lines may be deep."""
+    pending = list(values)
+    while pending:
+        value = pending.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
+        elif isinstance(value, int) and not isinstance(value, bool):
+            yield str(value)

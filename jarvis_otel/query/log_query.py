@@ -1,0 +1,365 @@
+"""LogQuery: questions to the log files, from Python."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from jarvis_otel.query.errors import QueryError
+from jarvis_otel.query.files import LOGS, SPANS, Found, Kind, LogFiles, Tally
+from jarvis_otel.query.filters import (
+    Filter,
+    correlation_filter,
+    field_filter,
+    flag_filter,
+    flag_states,
+    interval_filter,
+    level_filter,
+    text_filter,
+    trace_filter,
+)
+from jarvis_otel.query.times import Interval, resolve_interval
+from jarvis_otel.query.where import where_filter
+
+__all__ = ["GROUPS", "Criteria", "FlagRate", "LogQuery", "Matches", "Trace"]
+
+GROUPS = ("error.type", "service", "message", "flag")
+"""By what errors can be grouped; `error_type` is the first one's other name."""
+
+_TRACE_RECORDS_MAX = 20_000
+_TRACE_IDS_MAX = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Criteria:
+    """What is asked for.
+
+    Attributes:
+        interval: From when to when.
+        filters: What a record must be besides, the most selective first.
+    """
+
+    interval: Interval
+    filters: tuple[Filter, ...]
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        level: str | None = None,
+        service: str | None = None,
+        correlation_id: str | None = None,
+        trace_id: str | None = None,
+        user_id: str | None = None,
+        flag: str | None = None,
+        since: str | datetime | None = None,
+        until: str | datetime | None = None,
+        text: str | None = None,
+        where: str | None = None,
+        now: datetime | None = None,
+    ) -> Criteria:
+        """The criteria that a person's words mean; those given must all hold.
+
+        Args:
+            level: `ERROR` for ERROR and above, `=ERROR` for exactly that.
+            service: The component.
+            correlation_id: A correlation id or a trace id.
+            trace_id: A trace id, 32 hex digits.
+            user_id: The user.
+            flag: `FLAG` was on, `FLAG=off` or `FLAG=variant` gave that.
+            since: The earliest time, see `parse_time`; a naive datetime is local time.
+            until: The latest time.
+            text: Stands in the message, the error or the context, in any case.
+            where: An expression, see `where_filter`.
+            now: The clock; the current time if None.
+
+        Raises:
+            QueryError: One of them cannot be read.
+        """
+        interval = resolve_interval(since, until, now or datetime.now(UTC))
+        asked = (
+            ("correlation_id", correlation_filter, correlation_id),
+            ("trace_id", trace_filter, trace_id),
+            ("user_id", lambda value: field_filter("user_id", value), user_id),
+            ("text", text_filter, text),
+            ("flag", flag_filter, flag),
+            ("where", where_filter, where),
+            ("service", lambda value: field_filter("service", value), service),
+            ("level", level_filter, level),
+        )
+        filters = []
+        for name, make, value in asked:
+            if value is not None:
+                try:
+                    filters.append(make(value))
+                except ValueError as error:
+                    raise QueryError(name, str(error)) from None
+        if within := interval_filter(interval):
+            filters.append(within)
+        return cls(interval, tuple(filters))
+
+
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """The newest records that match, oldest first.
+
+    Attributes:
+        found: The records.
+        total: How many match, with those that a limit left out.
+    """
+
+    found: list[Found]
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What one correlation id ties together, across processes.
+
+    Attributes:
+        correlation_id: The id that was asked for; may be a trace id.
+        trace_ids: The traces that its records and spans belong to, sorted.
+        records: Their log records, ordered by timestamp.
+        spans: Their spans, ordered by start.
+        left_out: Records and spans beyond the 20,000 newest of each.
+    """
+
+    correlation_id: str
+    trace_ids: tuple[str, ...]
+    records: list[dict[str, Any]]
+    spans: list[dict[str, Any]]
+    left_out: int = 0
+
+    def flags(self) -> dict[str, str]:
+        """The last variant of each flag that a record or span tells, sorted by id; a span tells at its end."""
+        told = [(record["timestamp"], record) for record in self.records]
+        told += [(str(span.get("end") or span["timestamp"]), span) for span in self.spans]
+        last: dict[str, str] = {}
+        for _, item in sorted(told, key=lambda pair: pair[0]):
+            last.update(flag_states(item))
+        return dict(sorted(last.items()))
+
+
+@dataclass(slots=True)
+class FlagRate:
+    """How records with one variant of a flag fared.
+
+    Attributes:
+        records: How many there are.
+        errors: How many of them are ERROR or above.
+    """
+
+    records: int = 0
+    errors: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Errors per record, 0 to 1."""
+        return self.errors / self.records if self.records else 0.0
+
+
+class LogQuery:
+    """Questions to the day files of a log directory; each question reads them afresh.
+
+    Args:
+        log_dir: The directory; that of the settings if None.
+
+    Attributes:
+        tally: What reading met with so far: files, lines that are no records, repeats.
+    """
+
+    def __init__(self, log_dir: str | Path | None = None) -> None:
+        if log_dir is None:
+            from jarvis_otel.settings import Settings  # noqa: PLC0415 - reads files; not needed where a directory is given
+
+            log_dir = Settings.load().log_dir
+        self.tally = Tally()
+        self._files = LogFiles(Path(log_dir), self.tally)
+
+    def search(  # noqa: PLR0917 - the order of the arguments is the contract
+        self,
+        level: str | None = None,
+        service: str | None = None,
+        correlation_id: str | None = None,
+        user_id: str | None = None,
+        flag: str | None = None,
+        since: str | datetime | None = None,
+        until: str | datetime | None = None,
+        text: str | None = None,
+        limit: int | None = 100,
+        *,
+        trace_id: str | None = None,
+        where: str | None = None,
+    ) -> list[dict[str, Any]]:
+        """The newest records that match, ordered by timestamp; for the other arguments see `Criteria.of`.
+
+        Args:
+            limit: How many at most; None for all.
+
+        Raises:
+            QueryError: An argument cannot be read.
+            OSError: The log files cannot be read.
+        """
+        criteria = Criteria.of(
+            level=level,
+            service=service,
+            correlation_id=correlation_id,
+            trace_id=trace_id,
+            user_id=user_id,
+            flag=flag,
+            since=since,
+            until=until,
+            text=text,
+            where=where,
+        )
+        return [found.record for found in self.newest(criteria, limit).found]
+
+    def iterate(self, **criteria: Any) -> Iterator[dict[str, Any]]:
+        """All records that match, in the order in which they arrived, in bounded memory.
+
+        Args:
+            **criteria: As `Criteria.of` takes them.
+
+        Raises:
+            QueryError: An argument cannot be read.
+            OSError: The log files cannot be read.
+        """
+        return (found.record for found in self.scan(Criteria.of(**criteria)))
+
+    def scan(self, criteria: Criteria, kind: Kind = LOGS) -> Iterator[Found]:
+        """All that matches, in the order in which it arrived.
+
+        Raises:
+            OSError: The files cannot be read.
+        """
+        return self._files.records(kind, criteria.filters, criteria.interval)
+
+    def newest(self, criteria: Criteria, limit: int | None, kind: Kind = LOGS) -> Matches:
+        """The newest that match, oldest first, and how many match in all.
+
+        Raises:
+            QueryError: The limit is below 1.
+            OSError: The files cannot be read.
+        """
+        if limit is not None and limit < 1:
+            raise QueryError("limit", f"got {limit}, want 1 or more, or None for all")
+        # Files are in order of arrival, so all have to be read; the heap keeps what is kept small.
+        heap: list[tuple[str, int, Found]] = []
+        arrival = count()
+        total = 0
+        for found in self.scan(criteria, kind):
+            total += 1
+            item = (found.time, next(arrival), found)
+            if limit is None or len(heap) < limit:
+                heapq.heappush(heap, item)
+            else:
+                heapq.heappushpop(heap, item)
+        return Matches([found for _, _, found in sorted(heap)], total)
+
+    def get_error_summary(
+        self, since: str | datetime | None = None, group_by: str = "error_type", until: str | datetime | None = None
+    ) -> dict[str, int]:
+        """Counts of records of ERROR and above, most frequent first.
+
+        Args:
+            since: The earliest time.
+            group_by: `error_type` (or `error.type`), `service`, `message` or `flag` (then the keys are FLAG=variant,
+                and a record counts once for each of its flags). What a record lacks is counted under "none".
+            until: The latest time.
+
+        Raises:
+            QueryError: An argument cannot be read.
+            OSError: The log files cannot be read.
+        """
+        group_by = "error.type" if group_by == "error_type" else group_by
+        if group_by not in GROUPS:
+            raise QueryError("group_by", f"got {group_by!r}, want one of error_type, {', '.join(GROUPS)}")
+        counts: Counter[str] = Counter()
+        for record in self.iterate(level="ERROR", since=since, until=until):
+            counts.update(_groups(record, group_by))
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    def flag_rates(
+        self, since: str | datetime | None = None, until: str | datetime | None = None
+    ) -> dict[str, dict[str, FlagRate]]:
+        """Records and errors by flag and variant, sorted.
+
+        Raises:
+            QueryError: An argument cannot be read.
+            OSError: The log files cannot be read.
+        """
+        is_error = level_filter("ERROR").matches
+        rates: dict[str, dict[str, FlagRate]] = {}
+        for record in self.iterate(since=since, until=until):
+            errors = is_error(record)
+            for flag_id, variant in flag_states(record).items():
+                rate = rates.setdefault(flag_id, {}).setdefault(variant, FlagRate())
+                rate.records += 1
+                rate.errors += errors
+        return {flag_id: dict(sorted(variants.items())) for flag_id, variants in sorted(rates.items())}
+
+    def trace_correlation(self, correlation_id: str) -> list[dict[str, Any]]:
+        """All records of a correlation id and of the traces that it is part of, ordered by timestamp.
+
+        Raises:
+            OSError: The log files cannot be read.
+        """
+        return self.trace(correlation_id).records
+
+    def spans(self, correlation_id: str) -> list[dict[str, Any]]:
+        """All spans of a correlation id and of the traces that it is part of, ordered by start.
+
+        Raises:
+            OSError: The files cannot be read.
+        """
+        return self.trace(correlation_id).spans
+
+    def trace(self, correlation_id: str) -> Trace:
+        """All that a correlation id ties together, in every process that wrote here.
+
+        A process that the correlation id did not reach shares at least the trace: so what shares a trace id with a
+        record or span of the correlation id belongs to it.
+
+        Raises:
+            OSError: The files cannot be read.
+        """
+        records, spans = self._of_traces(correlation_id, ())
+        trace_ids = _trace_ids(records) | _trace_ids(spans)
+        if trace_ids - {correlation_id.lower()}:
+            records, spans = self._of_traces(correlation_id, sorted(trace_ids)[:_TRACE_IDS_MAX])
+        return Trace(
+            correlation_id,
+            tuple(sorted(trace_ids)),
+            [found.record for found in records.found],
+            [found.record for found in spans.found],
+            records.total + spans.total - len(records.found) - len(spans.found),
+        )
+
+    def _of_traces(self, correlation_id: str, trace_ids: tuple[str, ...] | list[str]) -> tuple[Matches, Matches]:
+        criteria = Criteria(Interval(), (correlation_filter(correlation_id, trace_ids),))
+        return (
+            self.newest(criteria, _TRACE_RECORDS_MAX, LOGS),
+            self.newest(criteria, _TRACE_RECORDS_MAX, SPANS),
+        )
+
+
+def _trace_ids(matches: Matches) -> set[str]:
+    ids = (found.record.get("trace_id") for found in matches.found)
+    return {value for value in ids if isinstance(value, str)}
+
+
+def _groups(record: dict[str, Any], group_by: str) -> list[str]:
+    if group_by == "flag":
+        return [f"{flag_id}={variant}" for flag_id, variant in flag_states(record).items()] or ["none"]
+    error = record.get("error")
+    if group_by == "error.type":
+        value = error.get("type") if isinstance(error, dict) else None
+    else:
+        value = record.get(group_by)
+    return [value if isinstance(value, str) and value else "none"]

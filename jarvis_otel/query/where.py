@@ -1,0 +1,242 @@
+"""The --where language: comparisons on any field of a record, combined with and, or, not and parentheses."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from jarvis_otel.query.filters import Filter, Needle, containing, equalling
+from jarvis_otel.settings import LEVELS
+
+__all__ = ["where_filter"]
+
+_LENGTH_MAX = 4096
+_DEPTH_MAX = 50
+_PATH_MAX = 32
+_EXAMPLE = "duration_ms>500 and (service=trading or not error.type~=Balance)"
+
+_TOKEN = re.compile(
+    r"""\s*(?:
+        (?P<paren>[()])
+      | (?P<operator>!=|<=|>=|~=|=|<|>)
+      | (?P<quoted>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')
+      | (?P<word>[^\s()=!<>~"']+)
+      | (?P<bad>\S)
+    )""",
+    re.VERBOSE | re.DOTALL,
+)
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_ORDER: dict[str, Callable[[Any, Any], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+_CONSTANTS = {"true": True, "false": False, "null": None}
+_MISSING = None  # a field that is not there is null
+
+
+class _Token(NamedTuple):
+    kind: str
+    text: str
+    column: int
+
+
+def where_filter(expression: str) -> Filter:
+    """Records for which an expression holds.
+
+    Operators: `=`, `!=`, `<`, `<=`, `>`, `>=`, and `~=` (holds this text, whatever its case). A field is a path of
+    keys with dots between them. Numbers compare as numbers, also with a text that is one; `level` compares by
+    severity; a list is equal to each of its elements; a field that is not there is null, and neither less nor more
+    than anything. `a!=b` is `not a=b`. A value in quotes is text.
+
+    Raises:
+        ValueError: The expression cannot be read; the message names the column and what was wanted there.
+    """
+    if len(expression) > _LENGTH_MAX:
+        raise ValueError(f"got {len(expression)} characters, want at most {_LENGTH_MAX}")
+    return _Parser(expression).parse()
+
+
+class _Parser:
+    """Recursive descent: or over and over not over comparison."""
+
+    def __init__(self, expression: str) -> None:
+        self._tokens = list(_tokens(expression))
+        self._at = 0
+        self._depth = 0
+
+    def parse(self) -> Filter:
+        result = self._either()
+        self._expect("end", "and, or, or the end")
+        return result
+
+    def _either(self) -> Filter:
+        parts = [self._both()]
+        while self._take_keyword("or"):
+            parts.append(self._both())
+        if len(parts) == 1:
+            return parts[0]
+        tests = [part.matches for part in parts]
+        return Filter(lambda record: any(test(record) for test in tests))
+
+    def _both(self) -> Filter:
+        parts = [self._negation()]
+        while self._take_keyword("and"):
+            parts.append(self._negation())
+        if len(parts) == 1:
+            return parts[0]
+        tests = [part.matches for part in parts]
+        needle = next((part.needle for part in parts if part.needle), None)
+        return Filter(lambda record: all(test(record) for test in tests), needle)
+
+    def _negation(self) -> Filter:
+        negated = False
+        while self._take_keyword("not"):
+            negated = not negated
+        inner = self._operand()
+        if not negated:
+            return inner
+        return Filter(lambda record: not inner.matches(record))
+
+    def _operand(self) -> Filter:
+        if self._peek()[:2] == ("paren", "("):
+            self._at += 1
+            self._depth += 1
+            if self._depth > _DEPTH_MAX:
+                raise ValueError(f"got more than {_DEPTH_MAX} parentheses in each other")
+            inner = self._either()
+            closing = self._expect("paren", "and, or, or )")
+            if closing.text != ")":
+                raise _unexpected(closing, "and, or, or )")
+            self._depth -= 1
+            return inner
+        field = self._expect("word", "a field such as duration_ms or error.type")
+        compare = self._expect("operator", "one of = != < <= > >= ~=")
+        value = self._peek()
+        if value.kind not in ("word", "quoted"):
+            raise _unexpected(value, "a value; put text with blanks or signs in quotes")
+        self._at += 1
+        return _comparison(field.text, compare.text, value)
+
+    def _peek(self) -> _Token:
+        return self._tokens[self._at]
+
+    def _expect(self, kind: str, wanted: str) -> _Token:
+        token = self._peek()
+        if token.kind != kind:
+            raise _unexpected(token, wanted)
+        self._at += 1
+        return token
+
+    def _take_keyword(self, keyword: str) -> bool:
+        token = self._peek()
+        following = self._tokens[min(self._at + 1, len(self._tokens) - 1)]
+        # a field may be called `not`: it is one where an operator follows
+        taken = token.kind == "word" and token.text.lower() == keyword and following.kind != "operator"
+        self._at += taken
+        return taken
+
+
+def _tokens(expression: str) -> Iterator[_Token]:
+    for found in _TOKEN.finditer(expression):
+        kind = found.lastgroup or "bad"
+        yield _Token(kind, found[kind], found.start(kind) + 1)
+    yield _Token("end", "the end", len(expression) + 1)
+
+
+def _unexpected(token: _Token, wanted: str) -> ValueError:
+    got = token.text if token.kind == "end" else repr(token.text)
+    return ValueError(f"column {token.column}: got {got}, want {wanted}; example: {_EXAMPLE}")
+
+
+def _comparison(field: str, compare: str, value: _Token) -> Filter:
+    path = field.split(".")
+    if len(path) > _PATH_MAX:
+        raise ValueError(f"got a field of {len(path)} keys, want at most {_PATH_MAX}")
+    bare = value.kind == "word"
+    text = value.text if bare else re.sub(r"\\(.)", r"\1", value.text[1:-1], flags=re.DOTALL)
+    if compare == "~=":
+        return _test(path, _contains(text), containing(text))
+    if compare in ("=", "!="):
+        equal = _test(path, _equals(text, bare=bare), None if bare and _is_literal(text) else equalling(text))
+        return equal if compare == "=" else Filter(lambda record: not equal.matches(record))
+    if field == "level" and text.upper() in LEVELS:
+        limit, order = LEVELS[text.upper()], _ORDER[compare]
+        return _test(path, lambda found: isinstance(found, str) and found in LEVELS and order(LEVELS[found], limit))
+    return _test(path, _is_ordered(_ORDER[compare], text, bare=bare))
+
+
+def _test(path: list[str], test: Callable[[Any], bool], needle: Needle | None = None) -> Filter:
+    return Filter(lambda record: test(_look_up(record, path)), needle)
+
+
+def _look_up(value: Any, path: list[str]) -> Any:
+    """The value at a path; a key may itself hold dots, and the longest such key that leads on wins."""
+    if not path:
+        return value
+    if not isinstance(value, dict):
+        return _MISSING
+    for count in range(len(path), 0, -1):
+        key = ".".join(path[:count])
+        if key in value and (found := _look_up(value[key], path[count:])) is not _MISSING:
+            return found
+    return _MISSING
+
+
+def _is_literal(text: str) -> bool:
+    return text in _CONSTANTS or _NUMBER.fullmatch(text) is not None
+
+
+def _contains(text: str) -> Callable[[Any], bool]:
+    wanted = text.lower()
+
+    def test(found: Any) -> bool:
+        return any(isinstance(item, str) and wanted in item.lower() for item in _elements(found))
+
+    return test
+
+
+def _equals(text: str, *, bare: bool) -> Callable[[Any], bool]:
+    constant = _CONSTANTS.get(text, text) if bare else text
+    number = _number(text) if bare else None
+
+    def test(found: Any) -> bool:
+        for item in _elements(found):
+            if item == text if isinstance(item, str) else item is constant:
+                return True
+            if number is not None and _number(item) == number:
+                return True
+        return False
+
+    return test
+
+
+def _is_ordered(order: Callable[[Any, Any], bool], text: str, *, bare: bool) -> Callable[[Any], bool]:
+    number = _number(text) if bare else None
+    if number is None:
+        return lambda found: isinstance(found, str) and order(found, text)
+
+    def test(found: Any) -> bool:
+        value = _number(found)
+        return value is not None and order(value, number)
+
+    return test
+
+
+def _elements(found: Any) -> list[Any]:
+    return found if isinstance(found, list) else [found]
+
+
+def _number(value: Any) -> float | int | None:
+    """The number that a JSON value is; amounts logged as Decimal are text."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        return value
+    if isinstance(value, str) and len(value) <= 40 and _NUMBER.fullmatch(value):
+        # whole numbers stay whole: ids of 18 digits would share a float
+        return int(value) if value.lstrip("+-").isdecimal() else float(value)
+    return None

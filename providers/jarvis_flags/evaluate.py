@@ -1,0 +1,699 @@
+"""What a flag gives: the evaluation order, each flag compiled once per snapshot into a chain of functions.
+
+Start reading at `compile_flag`: its steps are those that `explain` prints. Evaluating does no I/O, takes no lock, and
+makes no object that could have been made beforehand.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Final, Protocol
+
+from openfeature.exception import ErrorCode
+from openfeature.flag_evaluation import Reason
+
+from jarvis_flags.buckets import bucket, seed, threshold
+from jarvis_flags.conditions import lookup
+from jarvis_flags.model import FlagDefinition, FlagStatus, RolloutRule
+from jarvis_flags.overrides import Override
+from jarvis_flags.parse import Segment, compile_segment, pin_name
+from jarvis_flags.schedule import Schedule, parse_moment, parse_schedule
+
+__all__ = [
+    "CALLERS_DEFAULT",
+    "CompiledFlag",
+    "Evaluation",
+    "Flag",
+    "HeldFlag",
+    "Inputs",
+    "LapsingFlag",
+    "Request",
+    "Step",
+    "broken_flag",
+    "compile_flag",
+    "read_pin",
+    "targeting_key",
+    "unknown_flag",
+]
+
+
+class _CallersDefault:
+    def __repr__(self) -> str:
+        return "CALLERS_DEFAULT"
+
+
+CALLERS_DEFAULT: Final = _CallersDefault()
+"""Stands as a value for: whatever the caller gave as default."""
+
+_ON_WORDS = frozenset({"true", "1", "on"})
+_OFF_WORDS = frozenset({"false", "0", "off"})
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a flag gave.
+
+    Attributes:
+        flag_id: The flag.
+        value: Its value, or CALLERS_DEFAULT.
+        variant: The variant's name, or None.
+        reason: OpenFeature's reason.
+        error_code: OpenFeature's error code, or None.
+        error_message: What is wrong, for people.
+        metadata: Flat facts about how it was decided; immutable.
+        on: Whether it counts as on in `active_flags`.
+    """
+
+    flag_id: str
+    value: Any
+    variant: str | None
+    reason: Reason
+    error_code: ErrorCode | None = None
+    error_message: str | None = None
+    metadata: Mapping[str, bool | int | float | str] = field(default_factory=lambda: MappingProxyType({}))
+    on: bool = False
+
+
+class Request:
+    """One evaluation's question, and what its rules found out on the way.
+
+    Attributes:
+        user: The user as text, or None.
+        environment: The environment, always known.
+        request_id: What a percentage hashes where there is no user.
+        attributes: What segments ask about.
+        missed: Whether a percentage rule applied and the key was out, or missing.
+        key_missing: Whether a percentage rule found no key.
+    """
+
+    __slots__ = ("_view", "attributes", "environment", "key_missing", "missed", "request_id", "user")
+
+    def __init__(
+        self,
+        user: str | None,
+        environment: str,
+        request_id: str | None = None,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.user = user
+        self.environment = environment
+        self.request_id = request_id
+        self.attributes: Mapping[str, Any] = attributes or {}
+        self.missed = False
+        self.key_missing = False
+        self._view: Mapping[str, Any] | None = None
+
+    def view(self) -> Mapping[str, Any]:
+        """The attributes together with user_id, environment and request_id, for segments."""
+        if self._view is None:
+            own = {"user_id": self.user, "targetingKey": self.user, "environment": self.environment}
+            known = {key: value for key, value in own.items() if value is not None}
+            if self.request_id is not None:
+                known["request_id"] = self.request_id
+            self._view = {**known, **self.attributes} if self.attributes else known
+        return self._view
+
+
+Decide = Callable[[Request], Evaluation | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of the order.
+
+    Attributes:
+        number: As design.md numbers it; rules are 7.1, 7.2, …
+        title: What is asked.
+        decide: Gives the result, or None to go on; None itself where it cannot decide in this snapshot.
+        why: What holds (of a step that decides for all alike), or why it cannot decide.
+    """
+
+    number: str
+    title: str
+    decide: Decide | None
+    why: str = ""
+    always: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a flag is compiled with, beside its definition.
+
+    Attributes:
+        segments: The named segments.
+        pin: The value of its FF_ variable, or None.
+        override: Its run-time override, or None.
+        overrides_broken: The overrides cannot be trusted: dangerous flags are off.
+        flag: Finds another compiled flag of the same snapshot, for prerequisites.
+        metadata: What every result carries: flagSetId and version.
+        clock: Unix seconds, for schedules and expiry.
+    """
+
+    segments: Mapping[str, Segment] = field(default_factory=dict)
+    pin: str | None = None
+    override: Override | None = None
+    overrides_broken: bool = False
+    flag: Callable[[str], Flag | None] = lambda _: None
+    metadata: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+    clock: Callable[[], float] = time.time
+
+
+class Flag(Protocol):
+    """A flag ready to be evaluated, see CompiledFlag."""
+
+    @property
+    def flag_id(self) -> str:
+        """Its id."""
+        ...
+
+    @property
+    def definition(self) -> FlagDefinition | None:
+        """Its definition; None for a flag that cannot be used."""
+        ...
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The whole order, with the steps that cannot decide."""
+        ...
+
+    @property
+    def constant(self) -> Evaluation | None:
+        """The result, where it is the same for everyone in this snapshot."""
+        ...
+
+    def evaluate(self, request: Request) -> Evaluation:
+        """What the flag gives for a request."""
+        ...
+
+
+class CompiledFlag:
+    """A flag compiled for one snapshot.
+
+    Attributes:
+        flag_id: Its id.
+        definition: Its definition; None for a flag that cannot be used.
+        steps: The whole order, with the steps that cannot decide.
+        constant: The result, where it is the same for everyone in this snapshot.
+    """
+
+    __slots__ = ("_decide", "constant", "definition", "flag_id", "steps")
+
+    def __init__(self, flag_id: str, definition: FlagDefinition | None, steps: tuple[Step, ...]) -> None:
+        self.flag_id = flag_id
+        self.definition = definition
+        self.steps = steps
+        deciders = [step for step in steps if step.decide is not None]
+        self._decide: tuple[Decide, ...] = tuple(step.decide for step in deciders if step.decide is not None)
+        self.constant: Evaluation | None = None
+        if deciders and deciders[0].always:
+            self.constant = self._decide[0](Request(None, ""))
+
+    def evaluate(self, request: Request) -> Evaluation:
+        """What the flag gives for a request."""
+        if self.constant is not None:
+            return self.constant
+        for decide in self._decide:
+            result = decide(request)
+            if result is not None:
+                return result
+        raise AssertionError("the last step always decides")
+
+
+class LapsingFlag:
+    """A flag under an override that lapses by itself: two compiled flags, and the time when the second takes over."""
+
+    __slots__ = ("_after", "_clock", "_during", "_ends", "constant", "definition", "flag_id")
+
+    def __init__(self, during: CompiledFlag, after: CompiledFlag, ends: float, clock: Callable[[], float]) -> None:
+        self._during, self._after, self._ends, self._clock = during, after, ends, clock
+        self.flag_id = during.flag_id
+        self.definition = during.definition
+        self.constant: Evaluation | None = None
+
+    @property
+    def _now(self) -> CompiledFlag:
+        return self._during if self._clock() < self._ends else self._after
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The order as it stands now."""
+        return self._now.steps
+
+    def evaluate(self, request: Request) -> Evaluation:
+        """What the flag gives for a request now."""
+        return self._now.evaluate(request)
+
+
+class HeldFlag:
+    """A flag with `requires_restart`: what it gave when the process started holds, but off takes effect at once."""
+
+    __slots__ = ("_now", "_started", "constant", "definition", "flag_id")
+
+    def __init__(self, started: Flag, now: Flag) -> None:
+        self._started, self._now = started, now
+        self.flag_id = now.flag_id
+        self.definition = now.definition
+        self.constant: Evaluation | None = None
+
+    @property
+    def started(self) -> Flag:
+        """The flag as the process found it."""
+        return self._started
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The order as the process found it."""
+        return self._started.steps
+
+    def evaluate(self, request: Request) -> Evaluation:
+        """What the flag gave at the start, unless it is off by now."""
+        now = self._now.evaluate(_again(request))
+        return self._started.evaluate(request) if now.on else now
+
+
+def targeting_key(value: Any) -> str | None:
+    """A user id or attribute as the text that is hashed and compared: of a string or an int (not bool), else None."""
+    if isinstance(value, str):
+        return value or None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return None
+
+
+def read_pin(text: str, variants: Mapping[str, Any] | None) -> str | None:
+    """What a pin's text means: `on`, `off`, a variant's name, or None where it cannot be read."""
+    if variants is not None and text in variants:
+        return text
+    word = text.strip().lower()
+    return "on" if word in _ON_WORDS else "off" if word in _OFF_WORDS else None
+
+
+def unknown_flag(flag_id: str, metadata: Mapping[str, bool | int | float | str]) -> CompiledFlag:
+    """A flag that no file defines: the caller's default."""
+    result = Evaluation(
+        flag_id,
+        CALLERS_DEFAULT,
+        None,
+        Reason.ERROR,
+        ErrorCode.FLAG_NOT_FOUND,
+        f"no flag {flag_id!r}",
+        _frozen(metadata),
+    )
+    return CompiledFlag(flag_id, None, (Step("9", "defined", lambda _: result, "no file defines it", always=True),))
+
+
+def broken_flag(flag_id: str, problem: str, inputs: Inputs, *, dangerous: bool, boolean: bool = True) -> CompiledFlag:
+    """A flag that cannot be used and has no last good definition: off where dangerous, else the caller's default.
+
+    A pin to off and a run-time override off hold for it as for any other.
+    """
+    pinned_off = inputs.pin is not None and read_pin(inputs.pin, None) != "on"
+    killed = inputs.override is not None and inputs.override.state == "off"
+    off = dangerous or pinned_off or killed
+    result = Evaluation(
+        flag_id,
+        False if off and boolean else CALLERS_DEFAULT,
+        "off" if off and boolean else None,
+        Reason.ERROR,
+        ErrorCode.PARSE_ERROR,
+        problem,
+        _frozen(inputs.metadata),
+    )
+    why = f"its definition cannot be used ({problem})"
+    return CompiledFlag(flag_id, None, (Step("1", "definition", lambda _: result, why, always=True),))
+
+
+def compile_flag(definition: FlagDefinition, inputs: Inputs) -> Flag:
+    """Compiles a flag: the evaluation order of design.md 3.2, step by step.
+
+    Args:
+        definition: A definition that was checked by `parse`.
+        inputs: The snapshot's part in it.
+    """
+    override = inputs.override
+    if override is not None and override.expires_at is not None:
+        lasting, without = replace(override, expires_at=None), replace(inputs, override=None)
+        during = _compile(definition, replace(inputs, override=lasting))
+        return LapsingFlag(during, _compile(definition, without), override.expires_at, inputs.clock)
+    return _compile(definition, inputs)
+
+
+def _compile(definition: FlagDefinition, inputs: Inputs) -> CompiledFlag:
+    results = _Results(definition, inputs)
+    steps = (
+        _status(definition, inputs, results),
+        _pin(definition, inputs, results, to="off"),
+        _kill_switch(definition, inputs, results),
+        _prerequisites(definition, inputs, results),
+        _pin(definition, inputs, results, to="on"),
+        _override(definition, inputs, results),
+        *_rules(results),
+        _environment_default(definition, results),
+        _default(definition, results),
+    )
+    return CompiledFlag(definition.id, definition, steps)
+
+
+class _Results:
+    """Makes the results of one flag, each once."""
+
+    def __init__(self, definition: FlagDefinition, inputs: Inputs) -> None:
+        self.definition = definition
+        self.inputs = inputs
+        self.typed = definition.variants is not None
+        self.boolean = definition.value_type == "boolean"
+        self.variants: Mapping[str, Any] = definition.variants or {"on": True, "off": False}
+        self._metadata = inputs.metadata
+        self.dynamic = bool(definition.rules or definition.environment_defaults)
+
+    def variant(self, name: str, reason: Reason, **metadata: bool | float | str) -> Evaluation:
+        value = self.variants[name]
+        on = value is True if self.boolean else True
+        return Evaluation(
+            self.definition.id, value, name, reason, metadata=_frozen({**self._metadata, **metadata}), on=on
+        )
+
+    def off(self, reason: Reason, **metadata: bool | float | str) -> Evaluation:
+        """Off: False for a boolean flag; the caller's default, DISABLED, for a typed one."""
+        frozen = _frozen({**self._metadata, **metadata})
+        if not self.boolean:
+            return Evaluation(self.definition.id, CALLERS_DEFAULT, None, Reason.DISABLED, metadata=frozen)
+        name = next((name for name, value in self.variants.items() if value is False), None)
+        return Evaluation(self.definition.id, False, name, reason, metadata=frozen)
+
+    def on(self, reason: Reason, **metadata: bool | float | str) -> Evaluation:
+        """On: True for a boolean flag, the default variant for a typed one."""
+        name = self.definition.default
+        if self.boolean:
+            name = next((name for name, value in self.variants.items() if value is True), name)
+        if name is None:
+            # a typed flag without a default leaves the value to the caller
+            return Evaluation(
+                self.definition.id,
+                CALLERS_DEFAULT,
+                None,
+                Reason.DEFAULT,
+                metadata=_frozen({**self._metadata, **metadata}),
+            )
+        return self.variant(name, reason, **metadata)
+
+    def default(self, reason: Reason, **metadata: bool | float | str) -> Evaluation:
+        """Enabled and nothing else decided: the default variant, or on."""
+        if self.typed and self.definition.default is not None:
+            return self.variant(self.definition.default, reason, **metadata)
+        return self.on(reason, **metadata)
+
+
+def _frozen(metadata: Mapping[str, bool | int | float | str]) -> Mapping[str, bool | int | float | str]:
+    return MappingProxyType(dict(metadata))
+
+
+def _status(definition: FlagDefinition, inputs: Inputs, results: _Results) -> Step:
+    disabled = Evaluation(
+        definition.id,
+        False if results.boolean else CALLERS_DEFAULT,
+        None,
+        Reason.DISABLED,
+        metadata=_frozen(inputs.metadata),
+    )
+    if definition.status is FlagStatus.DISABLED:
+        return Step("1", "status", lambda _: disabled, "status is disabled", always=True)
+    if definition.on_expiry == "disable" and definition.expires_at is not None:
+        ends, clock = parse_moment(definition.expires_at), inputs.clock
+        why = f"it expires at {definition.expires_at} (on_expiry: disable)"
+        return Step("1", "status", lambda _: disabled if clock() >= ends else None, why)
+    return Step("1", "status", None, f"status is {definition.status.value}")
+
+
+def _pin(definition: FlagDefinition, inputs: Inputs, results: _Results, *, to: str) -> Step:
+    name = pin_name(definition.id)
+    number, title = ("2", "pin to off") if to == "off" else ("5", "pin to on or a variant")
+    if inputs.pin is None:
+        return Step(number, title, None, f"{name} is not set")
+    meaning = read_pin(inputs.pin, definition.variants)
+    why = f"{name}={inputs.pin}" if meaning else f"{name}={inputs.pin!r} cannot be read, which counts as off"
+    # a variant's name may be on or off too; a boolean False is off, whatever its variant is called
+    value = results.variants.get(meaning or "off")
+    is_off = meaning in (None, "off") or (results.boolean and value is False)
+    if is_off != (to == "off"):
+        return Step(number, title, None, why)
+    if is_off:
+        result = results.off(Reason.STATIC, override="env")
+    elif meaning in results.variants:
+        result = results.variant(meaning or "", Reason.STATIC, override="env")
+    else:
+        result = results.on(Reason.STATIC, override="env")
+    return Step(number, title, lambda _: result, why, always=True)
+
+
+def _kill_switch(definition: FlagDefinition, inputs: Inputs, results: _Results) -> Step:
+    title = "run-time override off"
+    result = results.off(Reason.STATIC, override="runtime")
+    if inputs.overrides_broken and definition.dangerous:
+        why = "the run-time overrides cannot be read, so a dangerous flag is off"
+        return Step("3", title, lambda _: result, why, always=True)
+    override = inputs.override
+    if override is None or override.state != "off":
+        return Step("3", title, None, "there is no override off")
+    why = f"turned off by {_author(override)}"
+    return Step("3", title, lambda _: result, why, always=True)
+
+
+def _prerequisites(definition: FlagDefinition, inputs: Inputs, results: _Results) -> Step:
+    if not definition.requires:
+        return Step("4", "prerequisites", None, "it requires no other flag")
+    failed = [(other, results.off(Reason.DISABLED, prerequisite=other)) for other in definition.requires]
+    find = inputs.flag
+
+    def decide(request: Request) -> Evaluation | None:
+        for other, result in failed:
+            flag = find(other)
+            if flag is None or not flag.evaluate(_again(request)).on:
+                return result
+        return None
+
+    return Step("4", "prerequisites", decide, f"it requires {', '.join(definition.requires)}")
+
+
+def _again(request: Request) -> Request:
+    return Request(request.user, request.environment, request.request_id, request.attributes)
+
+
+def _override(definition: FlagDefinition, inputs: Inputs, results: _Results) -> Step:
+    title = "run-time override on"
+    override = inputs.override
+    if override is None or override.state != "on":
+        return Step("6", title, None, "there is no override on")
+    if override.variant is not None and override.variant in results.variants:
+        result = results.variant(override.variant, Reason.STATIC, override="runtime")
+    elif override.percentage is not None:
+        return Step("6", title, None, f"it is limited to {override.percentage:g} % at run time: see the rules")
+    elif any(rule.type == "percentage" for rule in definition.rules):
+        return Step("6", title, None, "turned on at run time, still limited by its percentage: see the rules")
+    else:
+        result = results.on(Reason.STATIC, override="runtime")
+    return Step("6", title, lambda _: result, f"turned on by {_author(override)}", always=True)
+
+
+def _author(override: Override) -> str:
+    return f"{override.by or 'someone'} at {override.at or 'an unknown time'}: {override.reason or 'no reason'}"
+
+
+def _rules(results: _Results) -> list[Step]:
+    definition, inputs = results.definition, results.inputs
+    rules = sorted(enumerate(definition.rules), key=lambda pair: -pair[1].priority)
+    override = inputs.override
+    runtime = override.percentage if override is not None and override.state == "on" else None
+    if runtime is not None and not any(_is_plain_percentage(rule) for _, rule in rules):
+        variant = None if results.boolean else definition.default
+        rules.append((-1, RolloutRule(type="percentage", value=runtime, variant=variant)))
+    steps = []
+    for place, (index, rule) in enumerate(rules, 1):
+        limited = runtime if _is_plain_percentage(rule) else None
+        decide, why = _rule(index, rule, results, runtime=limited)
+        steps.append(Step(f"7.{place}", f"rule {rule.type}", _gated(rule, inputs, decide), why))
+    return steps or [Step("7", "rules", None, "it has no rules")]
+
+
+def _is_plain_percentage(rule: RolloutRule) -> bool:
+    return rule.type == "percentage" and not isinstance(rule.value, Mapping)
+
+
+def _gated(rule: RolloutRule, inputs: Inputs, decide: Decide) -> Decide:
+    """The rule behind its `environments` and `segment`, which must hold as well."""
+    if rule.environments is not None:
+        allowed, inner = frozenset(rule.environments), decide
+        decide = lambda request: inner(request) if request.environment in allowed else None  # noqa: E731
+    if rule.segment is not None:
+        holds, behind = compile_segment(rule.segment, inputs.segments), decide
+        decide = lambda request: behind(request) if holds(request.view()) else None  # noqa: E731
+    return decide
+
+
+def _rule(index: int, rule: RolloutRule, results: _Results, runtime: float | None) -> tuple[Decide, str]:
+    """The rule itself, and its words."""
+    name = f"rules[{index}]" if index >= 0 else "rollout"
+    if rule.type == "percentage":
+        return _percentage(name, rule, results, runtime)
+    match = _served(rule, results, Reason.TARGETING_MATCH, rule=name)
+    if rule.type == "user_ids":
+        users = frozenset(rule.value)
+        return lambda request: match if request.user in users else None, f"{len(users)} user ids"
+    if rule.type == "environments":
+        environments = frozenset(rule.value)
+        words = f"environment is one of {', '.join(rule.value)}"
+        return lambda request: match if request.environment in environments else None, words
+    if rule.type == "user_segment":
+        holds = compile_segment(rule.value, results.inputs.segments)
+        named = f"segment {rule.value}" if isinstance(rule.value, str) else "a segment of its own"
+        return lambda request: match if holds(request.view()) else None, named
+    schedule, clock = parse_schedule(rule.value), results.inputs.clock
+    if schedule.ramp is None:
+        return lambda _: match if schedule.holds(clock()) else None, "a schedule"
+    return _ramp(name, rule, schedule, results), "a schedule with a ramp"
+
+
+def _served(rule: RolloutRule, results: _Results, reason: Reason, /, **metadata: bool | float | str) -> Evaluation:
+    """What a match of the rule gives: its variant, `on` where none is named."""
+    if rule.variant is not None:
+        return results.variant(rule.variant, reason, **metadata)
+    return results.variant("on", reason, **metadata) if "on" in results.variants else results.on(reason, **metadata)
+
+
+def _keyed(rule: RolloutRule) -> Callable[[Request], str | None]:
+    if rule.by is not None:
+        by = rule.by
+        return lambda request: targeting_key(lookup(request.view(), by))
+    return lambda request: request.user or request.request_id
+
+
+def _percentage(name: str, rule: RolloutRule, results: _Results, runtime: float | None) -> tuple[Decide, str]:
+    key_of, seed_bytes = _keyed(rule), seed(results.definition.id, rule.salt)
+    if isinstance(rule.value, Mapping):
+        return _split(name, rule, key_of, seed_bytes, results)
+    percent = rule.value if runtime is None else runtime
+    limit = threshold(percent)
+    extra = {} if runtime is None else {"override": "runtime"}
+    match = _served(rule, results, Reason.SPLIT, rule=name, **extra)
+    # a percentage set at run time is final, one of the file leaves the rest to the next steps
+    out = None if runtime is None else results.off(Reason.SPLIT, rule=name, override="runtime")
+    keyless = None if runtime is None else results.off(Reason.SPLIT, rule=name, override="runtime", key_missing=True)
+    words = f"{percent:g} % by {rule.by or 'user'}{' (set at run time)' if runtime is not None else ''}"
+
+    if limit == 0 or limit == threshold(100):
+        everyone = match if limit else None
+
+        def decide_for_all(request: Request) -> Evaluation | None:
+            if everyone is None:
+                request.missed = True
+                return out
+            return everyone
+
+        return decide_for_all, words
+
+    def decide(request: Request) -> Evaluation | None:
+        key = key_of(request)
+        if key is None:
+            request.missed = request.key_missing = True
+            return keyless
+        if bucket(seed_bytes, key) < limit:
+            return match
+        request.missed = True
+        return out
+
+    return decide, words
+
+
+def _split(
+    name: str, rule: RolloutRule, key_of: Callable[[Request], str | None], seed_bytes: bytes, results: _Results
+) -> tuple[Decide, str]:
+    edges: list[tuple[int, Evaluation]] = []
+    edge = 0
+    for variant, weight in rule.value.items():
+        edge += threshold(weight)
+        if weight:
+            edges.append((edge, results.variant(variant, Reason.SPLIT, rule=name)))
+
+    def decide(request: Request) -> Evaluation | None:
+        key = key_of(request)
+        if key is None:
+            request.missed = request.key_missing = True
+            return None
+        place = bucket(seed_bytes, key)
+        return next(result for edge, result in edges if place < edge)
+
+    return decide, "split " + ", ".join(f"{variant} {weight:g} %" for variant, weight in rule.value.items())
+
+
+def _ramp(name: str, rule: RolloutRule, schedule: Schedule, results: _Results) -> Decide:
+    key_of, seed_bytes, clock = _keyed(rule), seed(results.definition.id, rule.salt), results.inputs.clock
+    match = _served(rule, results, Reason.SPLIT, rule=name)
+
+    def decide(request: Request) -> Evaluation | None:
+        now = clock()
+        if not schedule.holds(now):
+            return None
+        limit = schedule.buckets(now)
+        if limit == threshold(100):
+            return match
+        key = key_of(request)
+        if key is not None and bucket(seed_bytes, key) < limit:
+            return match
+        request.missed = True
+        request.key_missing = request.key_missing or (key is None and limit > 0)
+        return None
+
+    return decide
+
+
+def _environment_default(definition: FlagDefinition, results: _Results) -> Step:
+    title = "environment default"
+    if not definition.environment_defaults:
+        return Step("8", title, None, "it has no environment defaults")
+    served: dict[str, tuple[Evaluation, Evaluation]] = {}
+    for environment, value in definition.environment_defaults.items():
+        with_key, without_key = (_environment_value(value, results, **extra) for extra in ({}, {"key_missing": True}))
+        served[environment] = (with_key, without_key)
+
+    def decide(request: Request) -> Evaluation | None:
+        found = served.get(request.environment)
+        return None if found is None else found[request.key_missing]
+
+    listed = ", ".join(f"{name}: {_word(value)}" for name, value in definition.environment_defaults.items())
+    return Step("8", title, decide, listed)
+
+
+def _environment_value(value: bool | str, results: _Results, **metadata: bool) -> Evaluation:
+    if isinstance(value, str):
+        return results.variant(value, Reason.DEFAULT, **metadata)
+    return results.default(Reason.DEFAULT, **metadata) if value else results.off(Reason.DEFAULT, **metadata)
+
+
+def _word(value: bool | str) -> str:
+    return value if isinstance(value, str) else "on" if value else "off"
+
+
+def _default(definition: FlagDefinition, results: _Results) -> Step:
+    reason = Reason.DEFAULT if results.dynamic else Reason.STATIC
+    plain, keyless = (
+        (results.default(reason, **extra) if definition.enabled else results.off(reason, **extra))
+        for extra in ({}, {"key_missing": True})
+    )
+    missed, missed_keyless = plain, keyless
+    if results.boolean and definition.enabled:
+        missed, missed_keyless = results.off(reason), results.off(reason, key_missing=True)
+
+    def decide(request: Request) -> Evaluation:
+        if request.missed:
+            return missed_keyless if request.key_missing else missed
+        return plain
+
+    why = f"enabled is {str(definition.enabled).lower()}"
+    if definition.default is not None:
+        why += f", default is {definition.default}"
+    if definition.rules:
+        why += "; outside a percentage it counts as off" if results.boolean else ""
+    return Step("9", "default", decide, why, always=not results.dynamic)

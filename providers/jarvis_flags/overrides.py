@@ -1,0 +1,156 @@
+"""Run-time overrides: what admins changed while processes run, as one file that is replaced whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import orjson
+
+__all__ = ["OVERRIDES_FILE", "Override", "OverrideError", "OverrideSet", "read_overrides", "write_file"]
+
+OVERRIDES_FILE = "overrides.json"
+FORMAT = 1
+
+
+class OverrideError(ValueError):
+    """An override file that cannot be trusted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """What was set for one flag at run time.
+
+    Attributes:
+        state: `off` is the kill switch; `on` lifts the flag's own switch.
+        percentage: Replaces the flag's percentage; survives `off`, so that `on` brings it back.
+        variant: The variant that everyone gets.
+        expires_at: Unix seconds after which it counts as never set; None never lapses.
+        by: Who set it.
+        reason: Why.
+        at: When, in ISO 8601.
+    """
+
+    state: str
+    percentage: float | None = None
+    variant: str | None = None
+    expires_at: float | None = None
+    by: str = ""
+    reason: str = ""
+    at: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The override as the file writes it."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return {name: value for name, value in values.items() if value not in (None, "")}
+
+
+@dataclass(frozen=True, slots=True)
+class OverrideSet:
+    """All overrides at one revision.
+
+    Attributes:
+        revision: Counts the changes; each has its entry in the audit.
+        overrides: By flag id.
+    """
+
+    revision: int = 0
+    overrides: Mapping[str, Override] = field(default_factory=lambda: MappingProxyType({}))
+
+    def to_bytes(self) -> bytes:
+        """The file's content."""
+        document = {
+            "format": FORMAT,
+            "revision": self.revision,
+            "overrides": {flag_id: override.to_dict() for flag_id, override in sorted(self.overrides.items())},
+        }
+        return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> OverrideSet:
+        """Reads the file's content.
+
+        Raises:
+            OverrideError: It is not what `to_bytes` writes.
+        """
+        try:
+            document = orjson.loads(content)
+        except orjson.JSONDecodeError as error:
+            raise OverrideError(f"not JSON: {error}") from None
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise OverrideError(f"want an object with format {FORMAT}")
+        revision, listed = document.get("revision"), document.get("overrides")
+        if not isinstance(revision, int) or isinstance(revision, bool) or not isinstance(listed, dict):
+            raise OverrideError("want a whole `revision` and a mapping `overrides`")
+        return cls(
+            revision, MappingProxyType({flag_id: _override(flag_id, value) for flag_id, value in listed.items()})
+        )
+
+
+def _override(flag_id: str, value: Any) -> Override:
+    if not isinstance(value, dict) or value.get("state") not in ("on", "off"):
+        raise OverrideError(f"{flag_id}: want a mapping with the state on or off")
+    percentage, variant, expires_at = (value.get(key) for key in ("percentage", "variant", "expires_at"))
+    for key, number, most in (("percentage", percentage, 100.0), ("expires_at", expires_at, float("inf"))):
+        if number is not None and (
+            isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= most
+        ):
+            raise OverrideError(f"{flag_id}.{key}: got {number!r}, want a number")
+    if variant is not None and not isinstance(variant, str):
+        raise OverrideError(f"{flag_id}.variant: got {variant!r}, want text")
+    texts = {key: str(value.get(key, "")) for key in ("by", "reason", "at")}
+    return Override(value["state"], percentage, variant, expires_at, **texts)
+
+
+def read_overrides(state_dir: Path) -> OverrideSet:
+    """Reads the overrides under a flag state directory; none where there is no file.
+
+    Raises:
+        OverrideError: The file is there but cannot be read or trusted.
+    """
+    path = state_dir / OVERRIDES_FILE
+    try:
+        return OverrideSet.from_bytes(path.read_bytes())
+    except FileNotFoundError:
+        return OverrideSet()
+    except NotADirectoryError:
+        return OverrideSet()
+    except OSError as error:
+        raise OverrideError(f"{path}: cannot be read: {error.strerror}") from None
+    except OverrideError as error:
+        raise OverrideError(f"{path}: {error}") from None
+
+
+def write_file(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Replaces a file whole: readers see the old or the new content, never a part.
+
+    Args:
+        path: The file; its directory must exist.
+        content: All of it.
+        durable: Also wait until it is safe from a loss of power.
+
+    Raises:
+        OSError: It cannot be written; the old file stands.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)

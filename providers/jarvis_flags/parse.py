@@ -1,0 +1,684 @@
+"""From the tree of a flag file to definitions: what is wrong is said with file, line, path, got, wanted and cure."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from jarvis_flags.buckets import threshold
+from jarvis_flags.conditions import OPERATORS, ConditionError, Predicate, compile_condition
+from jarvis_flags.model import FlagDefinition, FlagStatus, RolloutRule
+from jarvis_flags.schedule import ScheduleError, parse_moment, parse_schedule
+from jarvis_flags.tree import NumberText, TreeMap, plain
+
+__all__ = ["FlagSet", "Problem", "Segment", "compile_segment", "merge_local", "parse_flag", "parse_flags", "pin_name"]
+
+FLAGS_MAX = 200_000
+DEPTH_MAX = 20
+
+_TOP = ("$schema", "version", "environment", "segments", "flags")
+_FLAG = (
+    "name",
+    "description",
+    "category",
+    "owner",
+    "services",
+    "enabled",
+    "status",
+    "rules",
+    "environment_defaults",
+    "requires",
+    "variants",
+    "default",
+    "created_at",
+    "updated_at",
+    "expires_at",
+    "on_expiry",
+    "requires_restart",
+    "dangerous",
+    "approvals",
+)
+_RULE = ("type", "value", "priority", "variant", "salt", "by", "segment", "environments")
+_RULE_TYPES = ("percentage", "user_ids", "user_segment", "environments", "schedule")
+_INT_MAX = 2**53 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with a flag file, and where.
+
+    Attributes:
+        file: The file's path as it was named.
+        line: From 1; 0 where none is known.
+        path: Where in the document, e.g. `flags.DEXTER.rules[1].value`; empty for the whole of it.
+        message: What was got and what was wanted.
+        flag: The flag that cannot be used because of it, if any.
+    """
+
+    file: str
+    line: int
+    path: str
+    message: str
+    flag: str | None = None
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{place}: {self.path}: {self.message}" if self.path else f"{place}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A named segment: how it is written, and its function. Two that are written alike are equal."""
+
+    source: Any
+    holds: Predicate = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class FlagSet:
+    """What a flag file says.
+
+    Attributes:
+        flags: The definitions that can be used, by id, in the file's order.
+        bad: Whether it must be taken for dangerous, by the id of each flag that cannot be used.
+        segments: The named segments.
+        environment: The file's own `environment`, if it has one.
+        problems: All that is wrong, in the file's order.
+    """
+
+    flags: Mapping[str, FlagDefinition]
+    bad: Mapping[str, bool]
+    segments: Mapping[str, Segment]
+    environment: str | None = None
+    problems: tuple[Problem, ...] = ()
+
+
+def pin_name(flag_id: str) -> str:
+    """The environment variable that pins a flag: the id in upper case, other characters as `_`."""
+    return "FF_" + "".join(c if c.isascii() and c.isalnum() else "_" for c in flag_id.upper())
+
+
+class _LocalLine(int):
+    """A line of another file than the one around it."""
+
+    file: str
+
+
+class _Place:
+    """A value in the document: where it is, and the reporting of what is wrong with it."""
+
+    __slots__ = ("file", "key", "line", "path", "problems", "value")
+
+    def __init__(  # noqa: PLR0917 - made in one place, and for each value of a file
+        self, value: Any, path: str, line: int, file: str, problems: list[Problem], key: str = ""
+    ) -> None:
+        self.value = value
+        self.key = key
+        self.path = path
+        self.line = line
+        self.file = file
+        self.problems = problems
+
+    def wrong(self, message: str) -> None:
+        self.problems.append(Problem(self.file, self.line, self.path, message))
+
+    def at(self, key: str | int) -> _Place:
+        """The value under a key or an index; None where it is absent."""
+        lines: Any = getattr(self.value, "lines", None)
+        if isinstance(key, int):
+            value, path = self.value[key], f"{self.path}[{key}]"
+            line = lines[key] if lines else self.line
+        else:
+            value, path = self.value.get(key), f"{self.path}.{key}" if self.path else key
+            line = lines.get(key, self.line) if lines else self.line
+        return _Place(value, path, line, getattr(line, "file", self.file), self.problems, str(key))
+
+    def each(self) -> Iterable[_Place]:
+        return (self.at(key) for key in (range(len(self.value)) if isinstance(self.value, list) else self.value))
+
+    def mapping(self) -> bool:
+        if not isinstance(self.value, Mapping):
+            self.wrong(f"got {_shown(self.value)}, want a mapping")
+            return False
+        return True
+
+    def known(self, keys: tuple[str, ...]) -> None:
+        for key in self.value:
+            if key not in keys:
+                near = difflib.get_close_matches(key, keys, n=1)
+                self.at(key).wrong(
+                    f"unknown field; {f'did you mean {near[0]}?' if near else 'want one of ' + ', '.join(keys)}"
+                )
+
+    def text(self, default: str = "") -> str:
+        value = self.value
+        if value is None:
+            return default
+        if isinstance(value, str):
+            return value
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return str(getattr(value, "text", value))
+        self.wrong(f"got {_shown(value)}, want text")
+        return default
+
+    def boolean(self, *, default: bool = False) -> bool:
+        if self.value is None:
+            return default
+        if isinstance(self.value, bool):
+            return self.value
+        self.wrong(f"got {_shown(self.value)}, want true or false")
+        return default
+
+    def choice(self, allowed: tuple[str, ...]) -> str | None:
+        if self.value in allowed:
+            return str(self.value)
+        near = difflib.get_close_matches(str(self.value), allowed, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        self.wrong(f"got {_shown(self.value)}, want one of {', '.join(allowed)}{hint}")
+        return None
+
+    def whole(self, default: int, low: int, high: int) -> int:
+        if self.value is None:
+            return default
+        if isinstance(self.value, int) and not isinstance(self.value, bool) and low <= self.value <= high:
+            return self.value
+        self.wrong(f"got {_shown(self.value)}, want a whole number from {low} to {high}")
+        return default
+
+    def texts(self) -> list[str]:
+        """A list of texts; whole numbers are taken as theirs."""
+        if self.value is None:
+            return []
+        if not isinstance(self.value, list):
+            self.wrong(f"got {_shown(self.value)}, want a list")
+            return []
+        texts = []
+        for index, item in enumerate(self.value):
+            if isinstance(item, str) or (isinstance(item, int) and not isinstance(item, bool)):
+                texts.append(str(item))
+            else:
+                self.at(index).wrong(f"got {_shown(item)}, want text or a whole number")
+        return texts
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, NumberText):
+        return value.text
+    if value is None:
+        return "nothing"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def parse_flags(tree: Any, file: str) -> FlagSet:
+    """Reads a whole flag file; a flag with something wrong in it is left out, the others are not.
+
+    Args:
+        tree: What `load_tree` gave.
+        file: The file's name in messages.
+    """
+    problems: list[Problem] = []
+    root = _Place(tree, "", getattr(tree, "line", 0), file, problems)
+    if tree is None:
+        return FlagSet({}, {}, {})
+    if not root.mapping():
+        return FlagSet({}, {}, {}, None, tuple(problems))
+    root.known(_TOP)
+    environment = root.at("environment").text() or None
+    segments, bad_segments = _segments(root.at("segments"))
+    flags: dict[str, FlagDefinition] = {}
+    bad: dict[str, bool] = {}
+    places: dict[str, _Place] = {}
+    listed = root.at("flags")
+    if listed.value is not None and listed.mapping():
+        if len(listed.value) > FLAGS_MAX:
+            listed.wrong(f"got {len(listed.value)} flags, want at most {FLAGS_MAX}")
+        for place in list(listed.each())[:FLAGS_MAX]:
+            flag_id = place.key
+            places[flag_id] = place
+            definition = parse_flag(flag_id, place, segments, bad_segments)
+            if definition is None:
+                bad[flag_id] = _looks_dangerous(place.value)
+            else:
+                flags[flag_id] = definition
+    for flag_id, cycle in _cycles(flags).items():
+        places[flag_id].at("requires").wrong(f"a cycle: {' → '.join(cycle)}")
+        bad[flag_id] = flags.pop(flag_id).dangerous
+        problems[-1] = _of_flag(problems[-1], flag_id)
+    for flag_id, flag in flags.items():
+        for other in flag.requires:
+            if other not in flags and other not in bad:
+                near = difflib.get_close_matches(other, [*flags, *bad], n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                # no reason to refuse the flag: a prerequisite that is not there is off, and so is what requires it
+                places[flag_id].at("requires").wrong(f"unknown flag {other!r}, so {flag_id} is off{hint}")
+    for first, second in _collisions([*flags, *bad]):
+        places[second].wrong(f"its pin {pin_name(second)} is also that of {first}; rename one of them")
+    return FlagSet(
+        MappingProxyType(flags), MappingProxyType(bad), MappingProxyType(segments), environment, tuple(problems)
+    )
+
+
+def parse_flag(
+    flag_id: str,
+    place: _Place | Mapping[str, Any],
+    segments: Mapping[str, Segment],
+    bad_segments: frozenset[str] = frozenset(),
+) -> FlagDefinition | None:
+    """Reads one flag; None, and its problems in the place's list, where something is wrong in it.
+
+    Args:
+        flag_id: Its id.
+        place: Its mapping in the document, or a plain mapping as `FlagDefinition.to_dict` writes it.
+        segments: The named segments that its rules may use.
+        bad_segments: Names of segments that exist but cannot be used.
+
+    Raises:
+        ValueError: A plain mapping was given and something is wrong in it.
+    """
+    if not isinstance(place, _Place):
+        found: list[Problem] = []
+        definition = parse_flag(flag_id, _Place(place, flag_id, 0, "", found), segments, bad_segments)
+        if definition is None:
+            raise ValueError("; ".join(f"{problem.path}: {problem.message}" for problem in found))
+        return definition
+    before = len(place.problems)
+    definition = _flag(flag_id, place, segments, bad_segments)
+    for index in range(before, len(place.problems)):
+        place.problems[index] = _of_flag(place.problems[index], flag_id)
+    return definition if len(place.problems) == before else None
+
+
+def _of_flag(problem: Problem, flag_id: str) -> Problem:
+    return Problem(problem.file, problem.line, problem.path, problem.message, flag_id)
+
+
+def _flag(
+    flag_id: str, place: _Place, segments: Mapping[str, Segment], bad_segments: frozenset[str]
+) -> FlagDefinition | None:
+    if not flag_id or len(flag_id) > 200 or not flag_id.isprintable():
+        place.wrong(f"got the id {_shown(flag_id)}, want 1 to 200 printable characters")
+    if not place.mapping():
+        return None
+    place.known(_FLAG)
+    variants = _variants(place.at("variants"))
+    default = place.at("default")
+    if default.value is not None and variants is not None and default.value not in variants:
+        default.choice(tuple(variants))
+    elif default.value is not None and variants is None:
+        default.wrong("needs `variants`; a flag that is just on or off has `enabled`")
+    names = tuple(variants) if variants is not None else ("on", "off")
+    expires = place.at("expires_at")
+    if expires.value is not None:
+        try:
+            parse_moment(expires.value)
+        except (ValueError, OverflowError) as error:
+            expires.wrong(str(error))
+    status, on_expiry = place.at("status"), place.at("on_expiry")
+    return FlagDefinition(
+        id=flag_id,
+        name=place.at("name").text(),
+        description=place.at("description").text(),
+        enabled=place.at("enabled").boolean(default=variants is not None),
+        status=FlagStatus((status.value and status.choice(tuple(FlagStatus))) or "active"),
+        category=place.at("category").text("general"),
+        owner=place.at("owner").text(),
+        services=place.at("services").texts(),
+        rules=_rules(place.at("rules"), names, segments, bad_segments),
+        environment_defaults=_environment_defaults(place.at("environment_defaults"), names, typed=variants is not None),
+        requires=place.at("requires").texts(),
+        variants=variants,
+        default=default.value if variants is not None else None,
+        created_at=place.at("created_at").text(),
+        updated_at=place.at("updated_at").text(),
+        expires_at=expires.value,
+        on_expiry=(on_expiry.value and on_expiry.choice(("alert", "disable"))) or "alert",
+        requires_restart=place.at("requires_restart").boolean(),
+        dangerous=place.at("dangerous").boolean(),
+        approvals=place.at("approvals").whole(1, 1, 10),
+    )
+
+
+def _variants(place: _Place) -> Mapping[str, Any] | None:
+    if place.value is None:
+        return None
+    if not place.mapping():
+        return {}
+    if not place.value:
+        place.wrong("got no variant, want at least one")
+    kinds = set()
+    for variant in place.each():
+        value = variant.value
+        if value is None:
+            variant.wrong("got nothing, want a value")
+        elif isinstance(value, float) and not abs(value) <= float("1e308"):
+            variant.wrong(f"got {_shown(value)}, want a finite number")
+        elif isinstance(value, int) and abs(value) > _INT_MAX:
+            variant.wrong(f"got {value}, want a whole number within ±(2^53-1); write it as text")
+        kinds.add(_kind(value))
+    if len(kinds) > 1 and kinds != {"integer", "float"}:
+        place.wrong(f"got values of types {', '.join(sorted(kinds))}, want one type")
+    values = {name: plain(value) for name, value in place.value.items()}
+    if kinds == {"integer", "float"}:
+        values = {name: float(value) for name, value in values.items()}
+    return MappingProxyType(values)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, str):
+        return "string"
+    if isinstance(value, int):
+        return "integer"
+    return "float" if isinstance(value, float) else "object"
+
+
+def _environment_defaults(place: _Place, names: tuple[str, ...], *, typed: bool) -> Mapping[str, bool | str]:
+    if place.value is None or not place.mapping():
+        return {}
+    for entry in place.each():
+        if not isinstance(entry.value, bool) and not (typed and entry.value in names):
+            wanted = f"true, false or one of {', '.join(names)}" if typed else "true or false"
+            entry.wrong(f"got {_shown(entry.value)}, want {wanted}")
+    return MappingProxyType(dict(place.value))
+
+
+def _rules(
+    place: _Place,
+    variants: tuple[str, ...],
+    segments: Mapping[str, Segment],
+    bad_segments: frozenset[str],
+) -> list[RolloutRule]:
+    if place.value is None:
+        return []
+    if not isinstance(place.value, list):
+        place.wrong(f"got {_shown(place.value)}, want a list of rules")
+        return []
+    rules = []
+    for rule in place.each():
+        if rule.mapping():
+            rule.known(_RULE)
+            rules.append(_rule(rule, variants, segments, bad_segments))
+    return rules
+
+
+def _rule(
+    place: _Place,
+    variants: tuple[str, ...],
+    segments: Mapping[str, Segment],
+    bad_segments: frozenset[str],
+) -> RolloutRule:
+    kind = place.at("type").choice(_RULE_TYPES)
+    value = place.at("value")
+    taken: Any = value.value
+    split = kind == "percentage" and isinstance(taken, Mapping)
+    if kind == "percentage":
+        taken = _split(value, variants) if split else _percentage(value)
+    elif kind in ("user_ids", "environments"):
+        if value.value is None:
+            value.wrong("got nothing, want a list")
+        taken = value.texts()
+    elif kind == "user_segment":
+        taken = plain(value.value)
+        _segment(value, segments, bad_segments)
+    elif kind == "schedule":
+        taken = plain(value.value)
+        try:
+            parse_schedule(taken)
+        except ScheduleError as error:
+            value.problems.append(Problem(value.file, value.line, f"{value.path}.{error.key}".rstrip("."), str(error)))
+    variant = place.at("variant")
+    if variant.value is not None:
+        if split:
+            variant.wrong("a split names its variants itself")
+        elif variant.value not in variants:
+            variant.choice(variants)
+    elif kind is not None and not split and "on" not in variants:
+        place.at("variant").wrong(f"got nothing, want one of {', '.join(variants)}")
+    for key in ("salt", "by"):
+        if place.at(key).value is not None and kind not in ("percentage", "schedule"):
+            place.at(key).wrong("only a percentage has it")
+    if "\0" in place.at("salt").text():
+        place.at("salt").wrong("must not hold a NUL")
+    gate = place.at("segment")
+    if gate.value is not None:
+        _segment(gate, segments, bad_segments)
+    environments = place.at("environments")
+    return RolloutRule(
+        type=kind or "",
+        value=taken,
+        priority=place.at("priority").whole(0, -1_000_000, 1_000_000),
+        variant=variant.value,
+        salt=place.at("salt").text() or None,
+        by=place.at("by").text() or None,
+        segment=plain(gate.value),
+        environments=None if environments.value is None else environments.texts(),
+    )
+
+
+def _percentage(place: _Place) -> float:
+    value = place.value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        place.wrong(f"got {_shown(value)}, want a number from 0 to 100, or weights by variant")
+        return 0
+    try:
+        threshold(value)
+    except ValueError as error:
+        place.wrong(str(error))
+    return float(value) if isinstance(value, float) else value
+
+
+def _split(place: _Place, variants: tuple[str, ...]) -> Mapping[str, float]:
+    weights = {}
+    for weight in place.each():
+        name = weight.key
+        if name not in variants:
+            weight.wrong(f"unknown variant {name!r}, want one of {', '.join(variants)}")
+        weights[name] = _percentage(weight)
+    total = sum(round(weight * 1000) for weight in weights.values())
+    if total != 100_000:
+        place.wrong(f"got weights that total {total / 1000:g}, want exactly 100")
+    return MappingProxyType(weights)
+
+
+def _segments(place: _Place) -> tuple[dict[str, Segment], frozenset[str]]:
+    segments: dict[str, Segment] = {}
+    bad = set()
+    if place.value is not None and place.mapping():
+        for segment in place.each():
+            name = segment.key
+            before = len(segment.problems)
+            predicate = _condition(segment, 0)
+            if predicate is None or len(segment.problems) > before:
+                bad.add(name)
+            else:
+                segments[name] = Segment(plain(segment.value), predicate)
+    return segments, frozenset(bad)
+
+
+def _segment(place: _Place, segments: Mapping[str, Segment], bad: frozenset[str]) -> Predicate | None:
+    """A segment by its name, or a condition tree in place."""
+    if not isinstance(place.value, str):
+        return _condition(place, 0)
+    if place.value in segments:
+        return segments[place.value].holds
+    if place.value in bad:
+        place.wrong(f"the segment {place.value!r} cannot be used: see its own errors")
+        return None
+    near = difflib.get_close_matches(place.value, [*segments, *bad], n=1)
+    hint = f"; did you mean {near[0]}?" if near else "; define it under `segments:`"
+    place.wrong(f"unknown segment {_shown(place.value)}{hint}")
+    return None
+
+
+def compile_segment(value: Any, segments: Mapping[str, Segment]) -> Predicate:
+    """A segment of a definition that was checked: the named one, or the condition tree as a function."""
+    predicate = _segment(_Place(value, "", 0, "", []), segments, frozenset())
+    assert predicate is not None, "the definition was checked when it was loaded"
+    return predicate
+
+
+def _condition(place: _Place, depth: int) -> Predicate | None:
+    if depth > DEPTH_MAX:
+        place.wrong(f"nested deeper than {DEPTH_MAX}")
+        return None
+    if not place.mapping():
+        return None
+    value = place.value
+    for word, combine in (("all", all), ("any", any)):
+        if word in value:
+            place.known((word,))
+            return _combined(place.at(word), combine, depth)
+    if "not" in value:
+        place.known(("not",))
+        inner = _condition(place.at("not"), depth + 1)
+        return None if inner is None else lambda attributes: not inner(attributes)
+    place.known(("attribute", "op", "value"))
+    attribute, operator = place.at("attribute"), place.at("op")
+    if not isinstance(attribute.value, str) or not attribute.value:
+        attribute.wrong(f"got {_shown(attribute.value)}, want an attribute's name (or all, any, not)")
+        return None
+    if operator.choice(tuple(OPERATORS)) is None:
+        return None
+    literal = place.at("value")
+    try:
+        return compile_condition(attribute.value, operator.value, literal.value)
+    except ConditionError as error:
+        literal.wrong(str(error))
+        return None
+
+
+def _combined(place: _Place, combine: Callable[[Iterable[bool]], bool], depth: int) -> Predicate | None:
+    if not isinstance(place.value, list) or not place.value:
+        place.wrong(f"got {_shown(place.value)}, want a list of conditions")
+        return None
+    parts = [_condition(part, depth + 1) for part in place.each()]
+    if any(part is None for part in parts):
+        return None
+    predicates: tuple[Predicate, ...] = tuple(part for part in parts if part is not None)
+    if len(predicates) == 1:
+        return predicates[0]
+    return lambda attributes: combine(holds(attributes) for holds in predicates)
+
+
+def _looks_dangerous(value: Any) -> bool:
+    """Whether a flag that cannot be read must be taken for dangerous: unless it plainly says that it is not."""
+    if not isinstance(value, Mapping):
+        return False
+    return value.get("dangerous", False) is not False
+
+
+def _cycles(flags: Mapping[str, FlagDefinition]) -> dict[str, list[str]]:
+    """The cycle, by each flag whose `requires` leads back to itself."""
+    cycles: dict[str, list[str]] = {}
+    done: set[str] = set()
+    for start in flags:
+        path = [start]
+        pending = [iter(flags[start].requires if start not in done else ())]
+        while pending:
+            following = next(pending[-1], None)
+            if following is None:
+                done.add(path.pop())
+                pending.pop()
+            elif following in path:
+                cycle = path[path.index(following) :]
+                cycles.update((member, [*cycle, following]) for member in cycle if member not in cycles)
+            elif following in flags and following not in done:
+                path.append(following)
+                pending.append(iter(flags[following].requires))
+    return cycles
+
+
+def _collisions(flag_ids: list[str]) -> list[tuple[str, str]]:
+    first: dict[str, str] = {}
+    return [
+        (first[pin], flag_id) for flag_id in flag_ids if first.setdefault(pin := pin_name(flag_id), flag_id) != flag_id
+    ]
+
+
+def merge_local(tree: Any, local: Any, local_file: str, *, off_only: bool) -> tuple[Any, list[Problem]]:
+    """Lays a local file over a flag file, field by field; lists are replaced.
+
+    Args:
+        tree: The flag file's tree; it is not changed.
+        local: The local file's tree.
+        local_file: Its name in messages.
+        off_only: Take only what can but turn a flag off (the rule for prod).
+
+    Returns:
+        The merged tree, and what was not taken.
+    """
+    problems: list[Problem] = []
+    place = _Place(local, "", getattr(local, "line", 0), local_file, problems)
+    if local is None or not place.mapping() or not isinstance(tree, Mapping):
+        return tree, problems
+    merged = _copied(tree)
+    for key in local:
+        section = place.at(key)
+        if key not in ("flags", "segments"):
+            if not off_only and key in _TOP:
+                _put(merged, key, section)
+            continue
+        if not section.mapping() or (off_only and key == "segments"):
+            if off_only:
+                section.wrong(
+                    "not taken: in prod a local file may only turn flags off (JARVIS_ALLOW_LOCAL=1 lifts this)"
+                )
+            continue
+        target = _copied(merged.get(key) or {})
+        for entry in section.each():
+            _merge_entry(target, entry.key, entry, off_only=off_only)
+        merged[key] = target
+    return merged, problems
+
+
+def _merge_entry(target: TreeMap, name: str, entry: _Place, *, off_only: bool) -> None:
+    if not isinstance(entry.value, Mapping) or not isinstance(target.get(name), Mapping):
+        if off_only:
+            entry.wrong("not taken: in prod a local file may only turn flags off (JARVIS_ALLOW_LOCAL=1 lifts this)")
+        else:
+            _put(target, name, entry)
+        return
+    fields = _copied(target[name])
+    for item in entry.each():
+        key = item.key
+        if off_only and not _turns_off(key, item.value):
+            item.wrong("not taken: in prod a local file may only turn flags off (JARVIS_ALLOW_LOCAL=1 lifts this)")
+        elif isinstance(item.value, Mapping) and isinstance(fields.get(key), Mapping):
+            inner = _copied(fields[key])
+            for leaf in item.each():
+                _put(inner, leaf.key, leaf)
+            fields[key] = inner
+        else:
+            _put(fields, key, item)
+    target[name] = fields
+
+
+def _turns_off(key: str, value: Any) -> bool:
+    if key == "environment_defaults":
+        return isinstance(value, Mapping) and all(item is False for item in value.values())
+    return (key == "enabled" and value is False) or (key == "status" and value == "disabled")
+
+
+def _copied(tree: Mapping[str, Any]) -> TreeMap:
+    copy = TreeMap(getattr(tree, "line", 0))
+    copy.update(tree)
+    copy.lines.update(getattr(tree, "lines", {}))
+    return copy
+
+
+def _put(target: TreeMap, key: str, place: _Place) -> None:
+    target[key] = place.value
+    line = _LocalLine(place.line)
+    line.file = place.file
+    target.lines[key] = line

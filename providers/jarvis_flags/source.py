@@ -1,0 +1,481 @@
+"""Where flags come from: files that are watched, or memory; each holds the current snapshot."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import orjson
+
+from jarvis_flags.evaluate import read_pin
+from jarvis_flags.model import FlagDefinition
+from jarvis_flags.overrides import (
+    OVERRIDES_FILE,
+    OverrideError,
+    OverrideSet,
+    read_overrides,
+    write_file,
+)
+from jarvis_flags.parse import FlagSet, Problem, Segment, merge_local, parse_flag, parse_flags, pin_name
+from jarvis_flags.settings import FlagSettings
+from jarvis_flags.snapshot import Snapshot, build_snapshot, changed_flags
+from jarvis_flags.tree import BYTES_MAX, TreeError, load_tree, plain
+from jarvis_flags.watch import Watcher
+
+__all__ = ["Change", "FileSource", "FlagSource", "MemorySource", "Subscriber"]
+
+LAST_GOOD_FILE = "last_good.json"
+
+_logger = logging.getLogger("jarvis_flags")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One snapshot followed another.
+
+    Attributes:
+        old, new: The snapshots.
+        flags: Ids of the flags that may give something else now, sorted.
+    """
+
+    old: Snapshot
+    new: Snapshot
+    flags: tuple[str, ...]
+
+
+Subscriber = Callable[[Change], None]
+
+
+class FlagSource(Protocol):
+    """Holds the current snapshot; reading it is one attribute load."""
+
+    snapshot: Snapshot
+
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Has a function called after each change, in the thread that made it; returns what ends that."""
+        ...
+
+    def reload(self) -> Snapshot:
+        """Looks at the source at once."""
+        ...
+
+    def close(self) -> None:
+        """Ends watching; the last snapshot stays."""
+        ...
+
+
+class _Subscribers:
+    """Who wants to hear of changes."""
+
+    def __init__(self) -> None:
+        self._all: tuple[Subscriber, ...] = ()
+
+    def add(self, subscriber: Subscriber) -> Callable[[], None]:
+        self._all = (*self._all, subscriber)
+
+        def cancel() -> None:
+            self._all = tuple(other for other in self._all if other is not subscriber)
+
+        return cancel
+
+    def tell(self, change: Change) -> None:
+        for subscriber in self._all:
+            try:
+                subscriber(change)
+            except Exception:
+                # a subscriber of the application must not stop the reload of its flags
+                _logger.exception("a subscriber to flag changes raised")
+
+
+class MemorySource:
+    """Flags that are in no file: for tests, and for a FeatureFlagManager without one.
+
+    Args:
+        definitions: The flags, by id.
+        settings: Environment and pins; those of no environment at all if None.
+    """
+
+    def __init__(
+        self, definitions: Mapping[str, FlagDefinition] | None = None, settings: FlagSettings | None = None
+    ) -> None:
+        self._subscribers = _Subscribers()
+        self._settings = settings
+        self._lock = threading.Lock()
+        self.snapshot = self._build(dict(definitions or {}), {}, OverrideSet(), None)
+
+    def _build(
+        self,
+        definitions: Mapping[str, FlagDefinition],
+        segments: Mapping[str, Segment],
+        overrides: OverrideSet,
+        previous: Snapshot | None,
+    ) -> Snapshot:
+        settings = self._settings
+        content = {flag_id: definition.to_dict() for flag_id, definition in definitions.items()}
+        return build_snapshot(
+            FlagSet(MappingProxyType(dict(definitions)), {}, segments),
+            previous=previous,
+            overrides=overrides,
+            pins=settings.pins if settings else MappingProxyType({}),
+            environment=(settings and (settings.environment or settings.resource_environment)) or "prod",
+            flag_set_id="memory",
+            version=_version(orjson.dumps(plain(content), default=_plain), overrides.to_bytes()),
+            loaded_at=time.time(),
+        )
+
+    def put(self, definition: FlagDefinition) -> None:
+        """Adds a flag, or replaces the one of its id.
+
+        Raises:
+            ValueError: Something is wrong with the definition.
+        """
+        with self._lock:
+            checked = parse_flag(definition.id, definition.to_dict(), self.snapshot.segments)
+            assert checked is not None
+            for other in checked.requires:
+                if other not in self.snapshot.definitions:
+                    raise ValueError(f"{definition.id}.requires: unknown flag {other!r}")
+            definitions = {**self.snapshot.definitions, definition.id: checked}
+            self._swap(definitions, self.snapshot.segments, self.snapshot.overrides)
+
+    def replace(self, flags: FlagSet) -> None:
+        """Takes over the flags of a file instead of its own."""
+        with self._lock:
+            self._swap(flags.flags, flags.segments, self.snapshot.overrides)
+
+    def set_overrides(self, overrides: OverrideSet) -> None:
+        """Replaces the run-time overrides."""
+        with self._lock:
+            self._swap(self.snapshot.definitions, self.snapshot.segments, overrides)
+
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Has a function called after each change; returns what ends that."""
+        return self._subscribers.add(subscriber)
+
+    def reload(self) -> Snapshot:
+        """There is nothing to look at."""
+        return self.snapshot
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+    def _swap(
+        self, definitions: Mapping[str, FlagDefinition], segments: Mapping[str, Segment], overrides: OverrideSet
+    ) -> None:
+        old = self.snapshot
+        self.snapshot = new = self._build(definitions, segments, overrides, old)
+        self._subscribers.tell(Change(old, new, tuple(changed_flags(old, new))))
+
+
+class FileSource:
+    """Flags out of a YAML file, with the local file over it, the overrides and the pins.
+
+    The files are read when it is made; with `watch` a thread then follows them. A file that cannot be read at all
+    changes nothing; a bad flag in it keeps its last good definition (see `snapshot.build_snapshot`).
+
+    Args:
+        settings: Where the files are.
+        watch: Follow changes.
+        service: What this process is called in `seen/<pid>.json`; None leaves no such file.
+    """
+
+    def __init__(self, settings: FlagSettings, *, watch: bool = False, service: str | None = None) -> None:
+        self.settings = settings
+        self._service = service
+        self._subscribers = _Subscribers()
+        self._lock = threading.Lock()
+        self._told: frozenset[str] = frozenset()
+        self._parsed_hash = ""
+        self._parsed = FlagSet({}, {}, {})
+        self._raw: dict[str, Any] = {}
+        self._last_good: dict[str, Any] = {}
+        self._saved_good = b""
+        local = settings.flags_file
+        self._local_file = local.with_name(f"{local.stem}.local{local.suffix}")
+        self._overrides_file = settings.flags_state_dir / OVERRIDES_FILE
+        self._watcher = Watcher(
+            (settings.flags_file, self._local_file, self._overrides_file),
+            self._follow,
+            due=self._until_lapse,
+            forked=self._renew,
+        )
+        self.snapshot = Snapshot(definitions=MappingProxyType({}))
+        self.snapshot = self._load(None)
+        self._tell_problems(self.snapshot)
+        if watch:
+            self._watcher.start()
+            if service is not None:
+                self._watcher.poke()
+            atexit.register(_close, weakref.ref(self))
+
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Has a function called after each change, in the thread that noticed it; returns what ends that."""
+        return self._subscribers.add(subscriber)
+
+    def reload(self) -> Snapshot:
+        """Looks at the files at once."""
+        with self._lock:
+            old = self.snapshot
+            new = self._load(old)
+            if _same(old, new):
+                return old
+            self.snapshot = new
+        self._tell_problems(new)
+        self._subscribers.tell(Change(old, new, tuple(changed_flags(old, new))))
+        return new
+
+    def close(self) -> None:
+        """Ends watching; the last snapshot stays."""
+        self._watcher.stop()
+        if self._service is not None:
+            with contextlib.suppress(OSError):
+                self._seen_file().unlink(missing_ok=True)
+
+    def _follow(self) -> None:
+        try:
+            self.reload()
+        except Exception:
+            # whatever a file may hold, the thread goes on and the last snapshot stands
+            _logger.exception("the flags could not be reloaded")
+        self._write_seen()
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
+        self._watcher.poke()
+
+    def _until_lapse(self) -> float | None:
+        moments = [o.expires_at for o in self.snapshot.overrides.overrides.values() if o.expires_at is not None]
+        ahead = [moment - time.time() for moment in moments if moment > self.snapshot.loaded_at]
+        return min(ahead, default=None)
+
+    def _load(self, previous: Snapshot | None) -> Snapshot:
+        settings = self.settings
+        first = previous is None
+        problems: list[Problem] = []
+        content, unreadable = self._read(settings.flags_file)
+        local, _ = self._read(self._local_file)
+        whole = b"\0".join([content or b"", local or b""])
+        if unreadable is not None:
+            problems.append(unreadable)
+        digest = hashlib.sha256(whole).hexdigest()
+        if unreadable is None and digest != self._parsed_hash:
+            parsed = self._parse(content or b"", local, problems)
+            if parsed is not None:
+                self._parsed, self._parsed_hash = parsed, digest
+        elif first and unreadable is not None:
+            self._last_good = self._read_last_good()
+        broken_file = bool(problems)
+        overrides, overrides_broken = OverrideSet(), None
+        try:
+            overrides = _standing(read_overrides(settings.flags_state_dir))
+        except OverrideError as error:
+            overrides_broken = str(error)
+            problems.append(Problem(str(self._overrides_file), 0, "", f"{error}; every dangerous flag is off"))
+            if previous is not None:
+                overrides = previous.overrides
+        flags = self._parsed
+        if broken_file and not self._parsed_hash:
+            # at the start there is no file to go by: what was good last, but nothing dangerous
+            good = self._last_good or self._read_last_good()
+            flags = FlagSet({}, {flag_id: bool(raw.get("dangerous")) for flag_id, raw in good.items()}, {})
+            self._last_good = good
+        last_good = self._definitions(self._last_good, set(flags.bad))
+        environment = settings.environment or settings.resource_environment or flags.environment or "prod"
+        version = _version(
+            self._parsed_hash.encode(), overrides.to_bytes(), orjson.dumps(dict(settings.pins)), environment.encode()
+        )
+        snapshot = build_snapshot(
+            FlagSet(flags.flags, flags.bad, flags.segments, flags.environment, (*flags.problems, *problems)),
+            last_good=last_good,
+            previous=previous,
+            overrides=overrides,
+            overrides_broken=overrides_broken,
+            pins=settings.pins,
+            environment=environment,
+            flag_set_id=settings.flags_file.name,
+            version=version,
+            loaded_at=time.time(),
+        )
+        self._save_last_good(snapshot)
+        return snapshot
+
+    def _read(self, path: Path) -> tuple[bytes | None, Problem | None]:
+        """The file's bytes; None without a problem for a local file that is not there."""
+        shown = self._shown(path)
+        try:
+            with path.open("rb") as file:
+                content = file.read(BYTES_MAX + 1)
+        except FileNotFoundError:
+            return None, Problem(shown, 0, "", "there is no such file")
+        except OSError as error:
+            return None, Problem(shown, 0, "", f"cannot be read: {error.strerror}")
+        if not content.strip():
+            # an editor that truncates before it writes must not switch everything off
+            return None, Problem(shown, 0, "", "is empty; want a mapping with `flags`")
+        return content, None
+
+    def _shown(self, path: Path) -> str:
+        with contextlib.suppress(ValueError):
+            return str(path.relative_to(Path.cwd()))
+        return str(path)
+
+    def _parse(self, content: bytes, local: bytes | None, problems: list[Problem]) -> FlagSet | None:
+        settings, shown = self.settings, self._shown(self.settings.flags_file)
+        try:
+            tree = load_tree(content)
+        except TreeError as error:
+            problems.append(Problem(shown, error.line, "", str(error)))
+            return None
+        notes: list[Problem] = []
+        if local is not None:
+            local_shown = self._shown(self._local_file)
+            try:
+                local_tree = load_tree(local)
+            except TreeError as error:
+                notes.append(Problem(local_shown, error.line, "", str(error)))
+            else:
+                named = tree.get("environment") if isinstance(tree, dict) else None
+                environment = settings.environment or settings.resource_environment or named or "prod"
+                off_only = environment == "prod" and not settings.allow_local
+                tree, notes = merge_local(tree, local_tree, local_shown, off_only=off_only)
+        if not isinstance(tree, dict):
+            problems.append(Problem(shown, 0, "", f"got {type(tree).__name__}, want a mapping with `flags`"))
+            return None
+        self._raw = tree.get("flags") if isinstance(tree.get("flags"), dict) else {}  # type: ignore[assignment]
+        parsed = parse_flags(tree, shown)
+        return FlagSet(parsed.flags, parsed.bad, parsed.segments, parsed.environment, (*parsed.problems, *notes))
+
+    def _definitions(self, raw: Mapping[str, Any], wanted: set[str]) -> dict[str, FlagDefinition]:
+        """Last good definitions, as far as they are good still."""
+        good = {}
+        for flag_id in wanted:
+            with contextlib.suppress(ValueError):
+                if flag_id in raw and (definition := parse_flag(flag_id, raw[flag_id], self._parsed.segments)):
+                    good[flag_id] = definition
+        return good
+
+    def _last_good_file(self) -> Path:
+        return self.settings.flags_state_dir / LAST_GOOD_FILE
+
+    def _read_last_good(self) -> dict[str, Any]:
+        """Last good definitions by id, as another process or an earlier one left them for this flag file."""
+        try:
+            document = orjson.loads(self._last_good_file().read_bytes())
+            flags = document["flags"] if document["file"] == str(self.settings.flags_file) else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+        return flags if isinstance(flags, dict) else {}
+
+    def _save_last_good(self, snapshot: Snapshot) -> None:
+        """Remembers the definitions that are good now, in memory and for other processes."""
+        if not snapshot.definitions and not snapshot.bad:
+            return
+        if snapshot.bad and not self._last_good:
+            self._last_good = self._read_last_good()
+        good = {flag_id: plain(self._raw[flag_id]) for flag_id in self._parsed.flags if flag_id in self._raw}
+        good.update({flag_id: self._last_good[flag_id] for flag_id in snapshot.bad if flag_id in self._last_good})
+        self._last_good = good
+        content = orjson.dumps({"file": str(self.settings.flags_file), "flags": good}, option=orjson.OPT_SORT_KEYS)
+        if content == self._saved_good:
+            return
+        self._saved_good = content
+        with contextlib.suppress(OSError):
+            if self._last_good_file().exists() and self._last_good_file().read_bytes() == content:
+                return
+            _make_private(self.settings.flags_state_dir)
+            write_file(self._last_good_file(), content, durable=False)
+
+    def _seen_file(self) -> Path:
+        return self.settings.flags_state_dir / "seen" / f"{os.getpid()}.json"
+
+    def _write_seen(self) -> None:
+        """Tells admins which revision this process has applied, and which flags are pinned in it."""
+        if self._service is None:
+            return
+        snapshot = self.snapshot
+        pinned = [flag_id for flag_id in snapshot.definitions if pin_name(flag_id) in snapshot.pins]
+        document = {
+            "pid": os.getpid(),
+            "service": self._service,
+            "revision": snapshot.overrides.revision,
+            "version": snapshot.version,
+            "pins": {flag_id: snapshot.pins[pin_name(flag_id)] for flag_id in pinned},
+            "started": _process_start(os.getpid()),
+            "at": datetime.now(UTC).isoformat(),
+        }
+        with contextlib.suppress(OSError):
+            _make_private(self._seen_file().parent)
+            write_file(self._seen_file(), orjson.dumps(document), durable=False)
+
+    def _tell_problems(self, snapshot: Snapshot) -> None:
+        """Logs each problem once for as long as it lasts."""
+        problems = {str(problem) for problem in snapshot.problems}
+        problems |= {_pin_problem(name, value, snapshot) for name, value in snapshot.pins.items()} - {""}
+        problems |= {f"{name} is set, but pins no flag" for name in snapshot.unmatched_pins}
+        for problem in sorted(problems - self._told):
+            _logger.warning("%s", problem)
+        self._told = frozenset(problems)
+
+
+def _pin_problem(name: str, value: str, snapshot: Snapshot) -> str:
+    for flag_id, definition in snapshot.definitions.items():
+        if pin_name(flag_id) == name and read_pin(value, definition.variants) is None:
+            return f"{name}={value!r} cannot be read (want true, false or a variant): {flag_id} is off"
+    return ""
+
+
+def _same(old: Snapshot, new: Snapshot) -> bool:
+    return (
+        old.version == new.version
+        and old.problems == new.problems
+        and old.overrides_broken == new.overrides_broken
+        and old.bad.keys() == new.bad.keys()
+        and old.overrides.overrides == new.overrides.overrides
+    )
+
+
+def _standing(overrides: OverrideSet) -> OverrideSet:
+    """The overrides without those that have lapsed."""
+    now = time.time()
+    standing = {k: o for k, o in overrides.overrides.items() if o.expires_at is None or o.expires_at > now}
+    return OverrideSet(overrides.revision, MappingProxyType(standing))
+
+
+def _version(*parts: bytes) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError
+
+
+def _make_private(directory: Path) -> None:
+    directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+
+
+def _process_start(pid: int) -> str:
+    """When a process started, in the kernel's ticks: a pid alone may mean another process by now."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _close(reference: weakref.ref[FileSource]) -> None:
+    source = reference()
+    if source is not None:
+        source.close()

@@ -1,0 +1,264 @@
+"""YAML text to a tree of dicts, lists and scalars that remember their lines, without YAML 1.1's traps.
+
+Only true and false are booleans; `on`, `off`, dates and times stay text, as keys too; a number keeps its text, so that
+version 1.10 stays 1.10; a duplicate key is an error. Scalars follow the core schema of YAML 1.2 (section 10.3).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, Self
+
+import yaml
+
+__all__ = ["BYTES_MAX", "DEPTH_MAX", "NumberText", "TreeError", "TreeList", "TreeMap", "load_tree", "plain"]
+
+BYTES_MAX = 16 * 1024 * 1024
+DEPTH_MAX = 64
+NODES_MAX = 2_000_000
+
+_NULL = frozenset({"", "~", "null", "Null", "NULL"})
+_BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_INT = re.compile(r"[-+]?[0-9]+\Z|0o[0-7]+\Z|0x[0-9a-fA-F]+\Z")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z|[-+]?\.(inf|Inf|INF)\Z|\.(nan|NaN|NAN)\Z")
+_NUMBER_START = frozenset("0123456789+-.")
+_TAG = "tag:yaml.org,2002:"
+
+
+class TreeError(ValueError):
+    """Text that is no usable YAML.
+
+    Attributes:
+        line: The line it was found at, from 1; 0 where none is known.
+    """
+
+    def __init__(self, message: str, line: int = 0) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+class TreeMap(dict[str, Any]):
+    """A mapping that knows its own line and that of each key (from 1)."""
+
+    __slots__ = ("line", "lines")
+
+    def __init__(self, line: int = 0) -> None:
+        super().__init__()
+        self.line = line
+        self.lines: dict[str, int] = {}
+
+
+class TreeList(list[Any]):
+    """A sequence that knows its own line and that of each item (from 1)."""
+
+    __slots__ = ("line", "lines")
+
+    def __init__(self, line: int = 0) -> None:
+        super().__init__()
+        self.line = line
+        self.lines: list[int] = []
+
+
+class NumberText(float):
+    """A floating-point number that remembers how it was written: 1.10 is not 1.1 where it is a version."""
+
+    __slots__ = ("text",)
+
+    text: str
+
+    def __new__(cls, text: str) -> Self:
+        """Reads a number as the core schema writes it."""
+        number = super().__new__(cls, text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        number.text = text
+        return number
+
+
+def load_tree(text: bytes | str) -> Any:
+    """Parses one YAML (or JSON) document.
+
+    Args:
+        text: The document; bytes are UTF-8 or have a byte order mark.
+
+    Returns:
+        TreeMap, TreeList, str, int, NumberText, bool or None.
+
+    Raises:
+        TreeError: It is not one well-formed document within the limits of size, depth and number of nodes.
+    """
+    if len(text) > BYTES_MAX:
+        raise TreeError(f"got {len(text)} bytes, want at most {BYTES_MAX}")
+    try:
+        return _Builder(yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))).document()
+    except yaml.MarkedYAMLError as error:
+        # JSON is not quite a part of YAML: a surrogate pair in escapes, a tab before a key
+        tree = _load_json(text)
+        if tree is not None:
+            return tree
+        marks: list[Any] = [error.problem_mark, error.context_mark]
+        line = next((mark.line + 1 for mark in marks if mark is not None), 0)
+        words = " ".join(part for part in (error.context, error.problem) if part)
+        raise TreeError(f"not YAML: {words}", line) from None
+    except (yaml.YAMLError, UnicodeError, ValueError) as error:
+        if isinstance(error, TreeError):
+            raise
+        raise TreeError(f"not YAML: {_reader_words(error)}", _reader_line(text, error)) from None
+
+
+def plain(tree: Any) -> Any:
+    """The tree as ordinary dicts, lists, floats and so on, to be written as JSON or compared."""
+    if isinstance(tree, dict):
+        return {key: plain(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [plain(item) for item in tree]
+    if isinstance(tree, NumberText):
+        return float(tree)
+    return tree
+
+
+class _Builder:
+    """Builds the tree from libyaml's events, which come one by one, so that other threads run in between."""
+
+    def __init__(self, events: Iterable[Any]) -> None:
+        self._events: Iterator[Any] = iter(events)
+        self._anchors: dict[str, tuple[Any, int]] = {}
+        self._nodes = 0
+
+    def document(self) -> Any:
+        tree: Any = None
+        documents = 0
+        for event in self._events:
+            if isinstance(event, yaml.DocumentStartEvent):
+                documents += 1
+                if documents > 1:
+                    raise TreeError("got a second document, want one", _line(event))
+                tree = self._node(next(self._events), 0)
+        return tree
+
+    def _node(self, event: Any, depth: int) -> Any:
+        line = event.start_mark.line + 1
+        self._count(1, line)
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in self._anchors:
+                raise TreeError(f"*{event.anchor} names no anchor that is complete before it", line)
+            tree, size = self._anchors[event.anchor]
+            # an alias counts as what it stands for: a bomb of aliases is refused by its size when unfolded
+            self._count(size, line)
+            return tree
+        before = self._nodes
+        if isinstance(event, yaml.ScalarEvent):
+            tree = _scalar(event, line)
+        elif depth >= DEPTH_MAX:
+            raise TreeError(f"nested deeper than {DEPTH_MAX}", line)
+        elif isinstance(event, yaml.SequenceStartEvent):
+            tree = self._sequence(line, depth)
+        else:
+            tree = self._mapping(line, depth)
+        if event.anchor:
+            self._anchors[event.anchor] = (tree, self._nodes - before)
+        return tree
+
+    def _count(self, nodes: int, line: int) -> None:
+        self._nodes += nodes
+        if self._nodes > NODES_MAX:
+            raise TreeError(f"more than {NODES_MAX} values when aliases are unfolded", line)
+
+    def _sequence(self, line: int, depth: int) -> TreeList:
+        tree = TreeList(line)
+        while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
+            tree.lines.append(event.start_mark.line + 1)
+            tree.append(self._node(event, depth + 1))
+        return tree
+
+    def _mapping(self, line: int, depth: int) -> TreeMap:
+        tree = TreeMap(line)
+        merged: list[Any] = []
+        while not isinstance(event := next(self._events), yaml.MappingEndEvent):
+            key_line = event.start_mark.line + 1
+            if not isinstance(event, yaml.ScalarEvent):
+                raise TreeError("a key must be text", key_line)
+            key = event.value
+            value = self._node(next(self._events), depth + 1)
+            if key == "<<" and event.implicit[0]:
+                merged.append(value)
+                continue
+            if key in tree.lines:
+                raise TreeError(f"{key!r} stands twice, first in line {tree.lines[key]}", key_line)
+            tree[key] = value
+            tree.lines[key] = key_line
+        for source in merged:
+            if not isinstance(source, TreeMap):
+                raise TreeError("<<: wants a mapping", line)
+            for key, value in source.items():
+                if key not in tree:
+                    tree[key] = value
+                    tree.lines[key] = source.lines[key]
+        return tree
+
+
+def _line(event: Any) -> int:
+    return int(event.start_mark.line) + 1
+
+
+def _scalar(event: Any, line: int) -> Any:
+    value: str = event.value
+    if event.tag is not None and event.tag != "!":
+        return _tagged(event.tag, value, line)
+    if not event.implicit[0]:
+        return value
+    if value in _NULL:
+        return None
+    if value[0] in _NUMBER_START:
+        if _INT.match(value):
+            # the limit keeps int() from quadratic work; no flag needs more digits
+            return int(value, 0 if value[:2] in ("0o", "0x") else 10) if len(value) <= 100 else value
+        if _FLOAT.match(value):
+            return NumberText(value)
+        return value
+    return _BOOL.get(value, value)
+
+
+def _tagged(tag: str, value: str, line: int) -> Any:
+    kind = tag.removeprefix(_TAG)
+    if kind == "str":
+        return value
+    if kind == "null" and value in _NULL:
+        return None
+    if kind == "bool" and value in _BOOL:
+        return _BOOL[value]
+    if kind == "int" and _INT.match(value) and len(value) <= 100:
+        return int(value, 0 if value[:2] in ("0o", "0x") else 10)
+    if kind == "float" and (_FLOAT.match(value) or _INT.match(value)):
+        return NumberText(value)
+    raise TreeError(f"{value!r} cannot be read as {tag}", line)
+
+
+def _load_json(text: bytes | str) -> Any:
+    def to_map(pairs: list[tuple[str, Any]]) -> TreeMap:
+        tree = TreeMap()
+        for key, value in pairs:
+            if key in tree:
+                raise TreeError(f"{key!r} stands twice")
+            tree[key] = value
+        return tree
+
+    try:
+        return json.loads(text, object_pairs_hook=to_map, parse_float=NumberText)
+    except TreeError:
+        raise
+    except (ValueError, RecursionError):
+        return None
+
+
+def _reader_words(error: Exception) -> str:
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"{error.reason} (character {error.character!r}, position {error.position})"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _reader_line(text: bytes | str, error: Exception) -> int:
+    position = getattr(error, "position", None)
+    if not isinstance(position, int):
+        return 0
+    return text[:position].count(b"\n" if isinstance(text, bytes) else "\n") + 1  # type: ignore[arg-type]

@@ -1,0 +1,239 @@
+"""Notices that files changed: by the kernel's events where it has them, and by looking again in any case."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+__all__ = ["Watcher"]
+
+LOOK_AGAIN_S = 1.0
+"""Events are missed on NFS and overlay file systems, and when a directory is created late: look at each second too."""
+
+POLL_S = 0.02
+"""How often to look where the kernel tells no events."""
+
+
+class _Events(Protocol):
+    def wait(self, seconds: float) -> bool: ...
+    def watch(self, directories: set[Path]) -> None: ...
+    def wake(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Watcher:
+    """Calls a function, in a thread of its own, when one of several files changed.
+
+    A change is any other content, rename, rollback to an older time, symlink swap, deletion or return. The thread is
+    a daemon; after a fork the child gets its own.
+
+    Args:
+        paths: The files, which need not exist.
+        changed: Called without arguments after a change, and once for each `poke()`.
+        due: Seconds until `changed` is wanted in any case (something lapses by itself), or None.
+        forked: Called in a forked child before its thread starts, to renew locks.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        changed: Callable[[], None],
+        *,
+        due: Callable[[], float | None] = lambda: None,
+        forked: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._paths = tuple(paths)
+        self._changed = changed
+        self._due = due
+        self._forked = forked
+        self._stopping = False
+        self._poked = False
+        self._seen = self._signature()
+        self._events: _Events | None = None
+        self._thread: threading.Thread | None = None
+        _restart_after_fork(self)
+
+    def start(self) -> None:
+        """Starts the thread, once."""
+        if self._thread is None and not self._stopping:
+            self._thread = threading.Thread(target=self._run, name="jarvis-flags-watcher", daemon=True)
+            self._thread.start()
+
+    def stop(self, timeout: float = 2.0) -> None:
+        """Ends the thread and waits for it.
+
+        Args:
+            timeout: Seconds to wait at most.
+        """
+        self._stopping = True
+        if self._events is not None:
+            self._events.wake()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout)
+
+    def poke(self) -> None:
+        """Has `changed` called soon, as if a file had changed."""
+        self._poked = True
+        if self._events is not None:
+            self._events.wake()
+
+    def after_fork(self) -> None:
+        """In the child: its parent's thread and descriptors are not its own."""
+        if self._thread is not None and not self._stopping:
+            events, self._thread, self._events = self._events, None, None
+            if events is not None:
+                with contextlib.suppress(OSError):
+                    events.close()
+            self._forked()
+            self.start()
+
+    def _run(self) -> None:
+        names = frozenset(path.name for path in self._paths)
+        events: _Events
+        try:
+            events = _Inotify(names)
+        except (ImportError, OSError, AttributeError):
+            events = _Poll()
+        self._events = events
+        try:
+            told, unsettled = True, None
+            while not self._stopping:
+                events.watch(self._directories())
+                signature: Any = self._signature()
+                if signature == self._seen:
+                    unsettled = None
+                elif told or signature == unsettled:
+                    # without the kernel's word that a writer is done, a file counts when it looks the same twice
+                    self._seen, unsettled, self._poked = signature, None, True
+                else:
+                    unsettled = signature
+                if self._poked:
+                    self._poked = False
+                    self._changed()
+                told = self._wait(events, LOOK_AGAIN_S if unsettled is None else POLL_S)
+        finally:
+            events.close()
+
+    def _wait(self, events: _Events, limit: float) -> bool:
+        due = self._due()
+        told = events.wait(limit if due is None else min(limit, max(due, 0.0)))
+        if due is not None and due <= limit and not told:
+            self._poked = True
+        return told
+
+    def _signature(self) -> tuple[Any, ...]:
+        """What tells one state of the files from another; of the file that a symlink leads to."""
+        signature: list[Any] = []
+        for path in self._paths:
+            try:
+                stat = path.stat()
+            except OSError as error:
+                signature.append(error.errno)
+            else:
+                signature.append((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+        return tuple(signature)
+
+    def _directories(self) -> set[Path]:
+        """Where the files lie, as named and as their symlinks lead; the nearest that exists where one is missing."""
+        directories = set()
+        for path in self._paths:
+            for place in (path, Path(os.path.realpath(path))):
+                directory = place.parent
+                while not directory.is_dir() and directory != directory.parent:
+                    directory = directory.parent
+                directories.add(directory)
+        return directories
+
+
+class _Inotify:
+    """Linux: the kernel tells when a file in a directory was closed after writing, renamed, removed or created."""
+
+    def __init__(self, names: frozenset[str]) -> None:
+        import inotify_simple  # noqa: PLC0415 - Linux only, and not before there is something to watch
+
+        flags = inotify_simple.flags
+        self._names = names
+        # not MODIFY: a file that is being written would be read half
+        self._done = flags.CLOSE_WRITE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE
+        self._mask = self._done | flags.CREATE | flags.ATTRIB
+        self._inotify = inotify_simple.INotify(nonblocking=True)
+        self._watched: dict[Path, int] = {}
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def watch(self, directories: set[Path]) -> None:
+        for gone in set(self._watched) - directories:
+            with contextlib.suppress(OSError):
+                self._inotify.rm_watch(self._watched[gone])
+            del self._watched[gone]
+        for directory in directories:
+            # adding a watch that is there already changes nothing, but finds a directory that was replaced
+            with contextlib.suppress(OSError):
+                self._watched[directory] = self._inotify.add_watch(directory, self._mask)
+
+    def wait(self, seconds: float) -> bool:
+        """Waits for something to happen; true where a writer of one of the files is done."""
+        ready, _, _ = select.select([self._inotify, self._wake_read], [], [], seconds)
+        if self._wake_read in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake_read, 4096)
+        if self._inotify not in ready:
+            return False
+        return any(event.mask & self._done and event.name in self._names for event in self._inotify.read(timeout=0))
+
+    def wake(self) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self._wake_write, b"\0")
+
+    def close(self) -> None:
+        self._inotify.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+
+class _Poll:
+    """Elsewhere: look often."""
+
+    def __init__(self) -> None:
+        self._woken = threading.Event()
+
+    def watch(self, directories: set[Path]) -> None:
+        """There is nothing to tell a kernel."""
+
+    def wait(self, seconds: float) -> bool:
+        self._woken.wait(min(seconds, POLL_S))
+        self._woken.clear()
+        return False
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+_watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
+_fork_hook = threading.Lock()
+
+
+def _after_fork() -> None:
+    for watcher in list(_watchers):
+        watcher.after_fork()
+
+
+def _restart_after_fork(watcher: Watcher) -> None:
+    with _fork_hook:
+        if not _watchers:
+            _register_once()
+        _watchers.add(watcher)
+
+
+def _register_once(done: list[bool] = []) -> None:  # noqa: B006 - the default is the memory of having done it
+    if not done and hasattr(os, "register_at_fork"):
+        done.append(True)
+        os.register_at_fork(after_in_child=_after_fork)

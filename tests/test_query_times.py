@@ -1,0 +1,121 @@
+"""Times as people write them."""
+
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from jarvis_otel.query.errors import QueryError
+from jarvis_otel.query.times import Interval, canonical_time, line_time, parse_time, resolve_interval
+
+BERLIN = ZoneInfo("Europe/Berlin")
+NOW = datetime(2026, 1, 18, 14, 30, tzinfo=BERLIN)
+
+
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        ("now", "2026-01-18T13:30:00.000000Z"),
+        (" Today ", "2026-01-17T23:00:00.000000Z"),
+        ("yesterday", "2026-01-16T23:00:00.000000Z"),
+        ("-3h", "2026-01-18T10:30:00.000000Z"),
+        ("-2h30m", "2026-01-18T11:00:00.000000Z"),
+        ("-90s", "2026-01-18T13:28:30.000000Z"),
+        ("-1w", "2026-01-11T13:30:00.000000Z"),
+        ("1 hour ago", "2026-01-18T12:30:00.000000Z"),
+        ("30 minutes ago", "2026-01-18T13:00:00.000000Z"),
+        ("2 hours 30 minutes ago", "2026-01-18T11:00:00.000000Z"),
+        ("3h ago", "2026-01-18T10:30:00.000000Z"),
+        ("14:25", "2026-01-18T13:25:00.000000Z"),
+        ("14:30", "2026-01-18T13:30:00.000000Z"),
+        ("14:30:01", "2026-01-17T13:30:01.000000Z"),
+        ("9:05", "2026-01-18T08:05:00.000000Z"),
+        ("2026-01-18", "2026-01-17T23:00:00.000000Z"),
+        ("2026-07-18", "2026-07-17T22:00:00.000000Z"),
+        ("2026-01-18T14:25", "2026-01-18T13:25:00.000000Z"),
+        ("2026-01-18 14:25:01.5", "2026-01-18T13:25:01.500000Z"),
+        ("2026-01-18T14:25:01.123456Z", "2026-01-18T14:25:01.123456Z"),
+        ("2026-01-18T14:25+02:00", "2026-01-18T12:25:00.000000Z"),
+        ("1768742700", "2026-01-18T13:25:00.000000Z"),
+        ("1768742700123", "2026-01-18T13:25:00.123000Z"),
+        ("1768742700123456", "2026-01-18T13:25:00.123456Z"),
+        ("1768742700123456789", "2026-01-18T13:25:00.123456Z"),
+    ],
+)
+def test_each_accepted_form_has_one_meaning(text, meaning):
+    assert line_time(parse_time(text, NOW, BERLIN)) == meaning
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "blah", "3h", "-3", "-3x", "25:00", "2026-02-30", "2026-1-8", "20260118", "12345", "1 hour", "ago",
+     "999999999w ago", "١٢:٣٠", "now" + " " * 100, "-" + "1h" * 40],
+)  # fmt: skip
+def test_anything_else_is_refused_in_one_line_that_names_the_forms(text):
+    with pytest.raises(
+        ValueError, match=r"^got .*, want a time such as 2026-01-18, .*14:25, -3h, '1 hour ago'"
+    ) as caught:
+        parse_time(text, NOW, BERLIN)
+    assert "\n" not in str(caught.value)
+
+
+def test_until_as_hours_and_minutes_is_the_first_one_after_since():
+    interval = resolve_interval("yesterday", "14:35", NOW, BERLIN)
+    assert (line_time(interval.since), line_time(interval.until)) == (
+        "2026-01-16T23:00:00.000000Z",
+        "2026-01-17T13:35:00.000000Z",
+    )
+
+
+def test_the_debugging_workflow_of_the_design_asks_for_ten_minutes():
+    now = datetime(2026, 1, 18, 15, 0, tzinfo=BERLIN)
+    interval = resolve_interval("14:25", "14:35", now, BERLIN)
+    assert (interval.until - interval.since).total_seconds() == 600
+    assert interval.until < now
+
+
+def test_until_alone_is_its_latest_past():
+    assert line_time(resolve_interval(None, "14:35", NOW, BERLIN).until) == "2026-01-17T13:35:00.000000Z"
+
+
+def test_hours_ago_are_true_hours_over_a_change_to_summer_time():
+    now = datetime(2026, 3, 29, 4, 0, tzinfo=BERLIN)
+    assert line_time(parse_time("-3h", now, BERLIN)) == "2026-03-28T23:00:00.000000Z"
+
+
+def test_a_naive_datetime_is_local_time():
+    interval = resolve_interval(datetime(2026, 7, 1, 12, 0), None, NOW, BERLIN)
+    assert line_time(interval.since) == "2026-07-01T10:00:00.000000Z"
+
+
+def test_no_ends_are_an_open_interval():
+    assert resolve_interval(None, None, NOW) == Interval(None, None)
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "argument"), [("blah", None, "since"), (None, "blah", "until"), ("today", "yesterday", "until")]
+)
+def test_an_error_names_the_end_that_is_wrong(since, until, argument):
+    with pytest.raises(QueryError) as caught:
+        resolve_interval(since, until, NOW, BERLIN)
+    assert caught.value.argument == argument
+    assert str(caught.value).startswith(f"{argument}: got ")
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("2026-01-18T14:25:01.123456Z", "2026-01-18T14:25:01.123456Z"),
+        ("2026-01-18T14:25:01Z", "2026-01-18T14:25:01.000000Z"),
+        ("2026-01-18T14:25:01.123456+01:00", "2026-01-18T13:25:01.123456Z"),
+        ("2026-01-18 14:25:01.123456Z", "2026-01-18T14:25:01.123456Z"),
+        ("2026-W03-7T14:25:01.123456Z", "2026-01-18T14:25:01.123456Z"),
+        ("2026-01-18T14:25:01", "2026-01-18T14:25:01.000000Z"),
+    ],
+)
+def test_timestamps_of_other_writers_are_compared_in_one_form(text, canonical):
+    assert canonical_time(text) == canonical
+
+
+def test_a_moment_is_written_in_utc():
+    assert line_time(datetime(2026, 1, 18, 1, 2, 3, tzinfo=UTC)) == "2026-01-18T01:02:03.000000Z"

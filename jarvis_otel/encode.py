@@ -12,6 +12,7 @@ from datetime import date, datetime, time
 from enum import Enum
 from functools import lru_cache
 from itertools import islice
+from json.encoder import encode_basestring as _quote
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -106,6 +107,10 @@ def severity_of(levelno: int) -> Severity:
     return known
 
 
+Source = tuple[str, int, str]
+"""Where a record was made: file, line, function."""
+
+
 class ErrorInfo(NamedTuple):
     """An exception as text; `type` is qualified, `name` is the bare class name."""
 
@@ -113,14 +118,6 @@ class ErrorInfo(NamedTuple):
     name: str
     message: str
     stack_trace: str
-
-
-class Source(NamedTuple):
-    """Where a record was made."""
-
-    file: str
-    line: int
-    function: str
 
 
 @dataclass(slots=True)
@@ -263,30 +260,32 @@ def _unprintable(value: Any) -> str:
     return f"<unprintable {type(value).__name__}>"
 
 
-def any_value(value: Any) -> dict[str, Any]:
-    """An OTLP/JSON AnyValue; what is no plain scalar is cleaned first."""
+def _value(value: Any) -> str:
+    """The JSON text of an OTLP AnyValue; what is no plain scalar is cleaned first."""
     kind = type(value)
     if kind is str and len(value) <= TEXT_MAX:
+        return f'{{"stringValue":{_quote(value)}}}'
+    if kind is bool:
+        return '{"boolValue":true}' if value else '{"boolValue":false}'
+    if kind is int and _INT_MIN <= value <= _INT_MAX:
+        return f'{{"intValue":"{value}"}}'
+    return orjson.dumps(_any_value(clean(value))).decode()
+
+
+def _any_value(value: Any) -> dict[str, Any]:
+    """A cleaned value as an OTLP/JSON AnyValue."""
+    kind = type(value)
+    if kind is str:
         return {"stringValue": value}
     if kind is bool:
         return {"boolValue": value}
-    if kind is int and _INT_MIN <= value <= _INT_MAX:
+    if kind is int:
         return {"intValue": str(value)}
     if kind is float:
         return {"doubleValue": value if math.isfinite(value) else _NOT_FINITE[str(value)]}
-    if value is None:
-        return {}
-    return _clean_any_value(clean(value))
-
-
-def _clean_any_value(value: Any) -> dict[str, Any]:
-    kind = type(value)
     if kind is dict:
-        return {"kvlistValue": {"values": [{"key": key, "value": _clean_any_value(v)} for key, v in value.items()]}}
-    if kind is list:
-        return {"arrayValue": {"values": [_clean_any_value(item) for item in value]}}
-    # text that was cut is a little longer than the limit, and must not be cut again
-    return {"stringValue": value} if kind is str else any_value(value)
+        return {"kvlistValue": {"values": [{"key": key, "value": _any_value(item)} for key, item in value.items()]}}
+    return {"arrayValue": {"values": list(map(_any_value, value))}} if kind is list else {}
 
 
 def otlp_record(record: Record, process_service: str | None = None) -> bytes:
@@ -299,84 +298,105 @@ def otlp_record(record: Record, process_service: str | None = None) -> bytes:
         process_service: `service.name` of the resource; a record of another service names its own.
     """
     try:
-        data = orjson.dumps(_otlp_tree(record, process_service))
+        data = _otlp_text(record, process_service).encode()
         if len(data) <= RECORD_MAX:
             return data
     except Exception:  # text that is no Unicode, keys that are no text: cleaned below, off the fast path
         pass
-    return orjson.dumps(_otlp_tree(_cleaned(record), process_service))
+    return _otlp_text(_cleaned(record), process_service).encode()
 
 
-def _otlp_tree(record: Record, process_service: str | None) -> dict[str, Any]:
-    attributes: list[Any] = [{"key": key, "value": any_value(value)} for key, value in _attributes(record).items()]
+def _otlp_text(record: Record, process_service: str | None) -> str:
+    # Written as text, and what repeats is remembered: a third of the time of building a tree and encoding that.
+    attributes = [_keyword(key) + _value(value) + "}" for key, value in record.keywords.items()]
+    if record.attributes:
+        attributes += [_attribute(key, value) for key, value in record.attributes.items()]
+    shared = _operation_attributes(
+        record.correlation_id, record.user_id, record.request_id, record.session_id, tuple(record.flags.items())
+    )
+    if shared:
+        attributes.append(shared)
+    if record.duration_ms is not None:
+        attributes.append(_attribute("jarvis.duration_ms", record.duration_ms))
     if record.service != process_service:
-        attributes.append({"key": "jarvis.service", "value": {"stringValue": record.service}})
-    if active := _active(record.flags):
-        values = [{"stringValue": flag} for flag in active]
-        attributes.append({"key": "jarvis.active_flags", "value": {"arrayValue": {"values": values}}})
+        attributes.append(_attribute("jarvis.service", record.service))
+    if record.error is not None:
+        attributes.append(_attribute("exception.type", record.error.type))
+        attributes.append(_attribute("exception.message", record.error.message))
+        attributes.append(_attribute("exception.stacktrace", record.error.stack_trace))
     if record.source is not None:
         attributes.append(_source_attributes(record.source))
-    tree = {
-        "timeUnixNano": str(record.time_ns),
-        "severityNumber": record.severity.number,
-        "severityText": record.severity.text,
-        "body": any_value(record.message),
-        "attributes": attributes,
-    }
-    if record.span is not None:
-        tree["traceId"] = f"{record.span.trace_id:032x}"
-        tree["spanId"] = f"{record.span.span_id:016x}"
-        # sampled or not; that the id is random, the other bit, would only make each line longer
-        tree["flags"] = record.span.trace_flags & TraceFlags.SAMPLED
-    if record.event is not None:
-        tree["eventName"] = record.event
-    return tree
-
-
-def _attributes(record: Record) -> dict[str, Any]:
-    """The attributes of the wire whose value is a scalar or the caller's own."""
-    attributes = {
-        f"{CONTEXT_PREFIX}{key}" if "." in key and _is_reserved(key) else key: value
-        for key, value in record.keywords.items()
-    }
-    if record.attributes:
-        attributes.update(record.attributes)
-    if record.correlation_id is not None:
-        attributes["jarvis.correlation_id"] = record.correlation_id
-    if record.user_id is not None:
-        attributes["user.id"] = record.user_id
-    if record.request_id is not None:
-        attributes["jarvis.request_id"] = record.request_id
-    if record.session_id is not None:
-        attributes["session.id"] = record.session_id
-    if record.duration_ms is not None:
-        attributes["jarvis.duration_ms"] = record.duration_ms
-    for flag, (variant, _) in record.flags.items():
-        attributes[f"jarvis.flag.{flag}"] = variant
-    if record.error is not None:
-        attributes["exception.type"] = record.error.type
-        attributes["exception.message"] = record.error.message
-        attributes["exception.stacktrace"] = record.error.stack_trace
     if record.uid:
-        attributes["log.record.uid"] = record.uid
-    return attributes
+        attributes.append(f'{{"key":"log.record.uid","value":{{"stringValue":"{record.uid}"}}}}')
+    severity, span = record.severity, record.span
+    ids = _span_ids(span.trace_id, span.span_id, span.trace_flags) if span is not None else ""
+    event = f',"eventName":{_quote(record.event)}' if record.event is not None else ""
+    return (
+        f'{{"timeUnixNano":"{record.time_ns}"'
+        f',"severityNumber":{severity.number},"severityText":{_quote(severity.text)}'
+        f',"body":{_value(record.message)},"attributes":[{",".join(attributes)}]{ids}{event}}}'
+    )
+
+
+def _attribute(key: str, value: Any) -> str:
+    return f'{{"key":{_quote(key)},"value":{_value(value)}}}'
+
+
+@lru_cache(maxsize=4096)
+def _keyword(key: str) -> str:
+    """The beginning of an attribute that is a caller's keyword; see CONTEXT_PREFIX."""
+    name = f"{CONTEXT_PREFIX}{key}" if key in _RESERVED or key.startswith(_RESERVED_PREFIXES) else key
+    return f'{{"key":{_quote(name)},"value":'
+
+
+@lru_cache(maxsize=256)
+def _operation_attributes(
+    correlation_id: str | None,
+    user_id: str | None,
+    request_id: str | None,
+    session_id: str | None,
+    flags: tuple[tuple[str, tuple[str, bool]], ...],
+) -> str:
+    """What the records of an operation have in common; empty where that is nothing."""
+    named = {
+        "jarvis.correlation_id": correlation_id,
+        "user.id": user_id,
+        "jarvis.request_id": request_id,
+        "session.id": session_id,
+        **{f"jarvis.flag.{flag}": variant for flag, (variant, _) in flags},
+    }
+    attributes = [_attribute(key, value) for key, value in named.items() if value is not None]
+    if active := _active(dict(flags)):
+        values = ",".join(map(_value, active))
+        attributes.append(f'{{"key":"jarvis.active_flags","value":{{"arrayValue":{{"values":[{values}]}}}}}}')
+    return ",".join(attributes)
+
+
+@lru_cache(maxsize=1024)
+def _span_ids(trace_id: int, span_id: int, flags: int) -> str:
+    # sampled or not; that the id is random, the other bit, would only make each line longer
+    return f',"traceId":"{trace_id:032x}","spanId":"{span_id:016x}","flags":{flags & TraceFlags.SAMPLED}'
 
 
 def sdk_attributes(record: Record) -> dict[str, Any]:
-    """The same attributes as `otlp_record` writes, for the processors of the OpenTelemetry SDK; cleaned."""
-    cleaned = _cleaned(record)
-    attributes = _attributes(cleaned)
-    if active := _active(cleaned.flags):
-        attributes["jarvis.active_flags"] = active
-    if cleaned.source is not None:
-        attributes["code.file.path"] = clean_text(cleaned.source.file)
-        attributes["code.line.number"] = cleaned.source.line
-        attributes["code.function.name"] = clean_text(cleaned.source.function)
-    return attributes
+    """The attributes that `otlp_record` writes, as the processors of the OpenTelemetry SDK take them."""
+    written = orjson.loads(otlp_record(record))["attributes"]
+    return {attribute["key"]: _python_value(attribute["value"]) for attribute in written}
 
 
-def _is_reserved(key: str) -> bool:
-    return key in _RESERVED or key.startswith(_RESERVED_PREFIXES)
+def _python_value(value: dict[str, Any]) -> Any:
+    kind: str
+    content: Any
+    kind, content = next(iter(value.items()), ("", None))
+    if kind == "intValue":
+        return int(content)
+    if kind == "doubleValue":
+        return float(content)
+    if kind == "arrayValue":
+        return [_python_value(item) for item in content["values"]]
+    if kind == "kvlistValue":
+        return {item["key"]: _python_value(item["value"]) for item in content["values"]}
+    return content
 
 
 def _active(flags: Mapping[str, tuple[str, bool]]) -> list[str]:
@@ -384,14 +404,11 @@ def _active(flags: Mapping[str, tuple[str, bool]]) -> list[str]:
 
 
 @lru_cache(maxsize=4096)
-def _source_attributes(source: Source) -> orjson.Fragment:
+def _source_attributes(source: Source) -> str:
     """The three code.* attributes; a place in the code is encoded once, and logs many times."""
-    items = (
-        {"key": "code.file.path", "value": {"stringValue": clean_text(source.file)}},
-        {"key": "code.line.number", "value": {"intValue": str(source.line)}},
-        {"key": "code.function.name", "value": {"stringValue": clean_text(source.function)}},
-    )
-    return orjson.Fragment(b",".join(map(orjson.dumps, items)))
+    file, line, function = source
+    named = {"code.file.path": clean_text(file), "code.line.number": line, "code.function.name": clean_text(function)}
+    return ",".join(_attribute(key, value) for key, value in named.items())
 
 
 def _cleaned(record: Record) -> Record:
@@ -431,7 +448,7 @@ def otlp_scope(
 
 def otlp_attributes(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
     """OTLP/JSON attributes of a resource or scope."""
-    return [{"key": key, "value": _clean_any_value(value)} for key, value in clean(dict(attributes)).items()]
+    return [{"key": key, "value": _any_value(value)} for key, value in clean(dict(attributes)).items()]
 
 
 def log_entry(record: Record, resource: Mapping[str, Any]) -> LogEntry:
@@ -442,7 +459,8 @@ def log_entry(record: Record, resource: Mapping[str, Any]) -> LogEntry:
         resource: The process's resource attributes, by their OpenTelemetry names.
     """
     cleaned = _cleaned(record)
-    error, span, source = cleaned.error, cleaned.span, cleaned.source
+    error, span = cleaned.error, cleaned.span
+    file, line, function = cleaned.source or ("", 0, "")
     trace_id = f"{span.trace_id:032x}" if span is not None else None
     message = cleaned.message
     return LogEntry(
@@ -465,7 +483,7 @@ def log_entry(record: Record, resource: Mapping[str, Any]) -> LogEntry:
         event=cleaned.event,
         context={**cleaned.attributes, **cleaned.keywords},
         logger=cleaned.logger,
-        source={"file": clean_text(source.file), "line": source.line, "function": source.function} if source else None,
+        source={"file": clean_text(file), "line": line, "function": clean_text(function)} if cleaned.source else None,
         hostname=clean_text(resource.get("host.name", "")),
         environment=clean_text(resource.get("deployment.environment.name", "")),
         version=clean_text(resource.get("service.version", "")),

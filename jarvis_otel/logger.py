@@ -36,6 +36,7 @@ from jarvis_otel.settings import LEVELS
 __all__ = ["OwnLogRecord", "StructuredLogger", "compose_standard", "entry_of", "get_logger", "ship"]
 
 _UNSET: Any = object()
+_URGENT = SeverityNumber.WARN.value
 _STACK_FRAMES_MAX = 100
 
 # What a LogRecord has of itself; anything more came by `extra=`. uvicorn's color_message repeats the message, and
@@ -50,6 +51,9 @@ _RECORD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {
     "otelTraceSampled",
     "taskName",
 }
+
+_OWN_KEYWORDS = frozenset({"correlation_id", "duration_ms", "request_id", "session_id", "user_id"})
+"""Keywords of a call that have a key of their own on the line."""
 
 _state = threading.local()
 
@@ -282,7 +286,7 @@ def _compose(
         request_id, session_id = operation.request_id, operation.session_id
         evaluated, declared = operation.evaluated, operation.declared
     duration_ms = None
-    if keywords:
+    if not _OWN_KEYWORDS.isdisjoint(keywords):
         correlation_id = _taken(keywords, "correlation_id", correlation_id)
         user_id = _taken(keywords, "user_id", user_id)
         request_id = _taken(keywords, "request_id", request_id)
@@ -367,7 +371,7 @@ def _source_of(frame: FrameType | None) -> Source | None:
     if frame is None:
         return None
     code = frame.f_code
-    return Source(code.co_filename, frame.f_lineno or 0, code.co_qualname)
+    return (code.co_filename, frame.f_lineno or 0, code.co_qualname)
 
 
 def compose_standard(log_record: logging.LogRecord) -> Record:
@@ -389,9 +393,7 @@ def compose_standard(log_record: logging.LogRecord) -> Record:
         keywords=keywords,
         operation=operation,
         error=_error_of(log_record.exc_info)[0],
-        source=Source(log_record.pathname, log_record.lineno, log_record.funcName or "")
-        if log_record.pathname
-        else None,
+        source=(log_record.pathname, log_record.lineno, log_record.funcName or "") if log_record.pathname else None,
     )
 
 
@@ -425,7 +427,7 @@ def ship(record: Record, scope: bytes) -> None:
     pipeline = RUNTIME.pipeline
     if pipeline is not None:
         data = otlp_record(record, pipeline.resource.get("service.name"))
-        pipeline.emit(scope, data, urgent=record.severity.number >= SeverityNumber.WARN.value)
+        pipeline.emit(scope, data, urgent=record.severity.number >= _URGENT)
 
 
 def _hand_to_standard(standard: logging.Logger, record: Record, level: int, exception: Any) -> None:

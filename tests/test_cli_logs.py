@@ -1,6 +1,5 @@
 """`jarvis logs`: exact answers, exit codes, and nothing that a terminal or a shell would act on."""
 
-import argparse
 import csv
 import io
 import json
@@ -14,7 +13,7 @@ import time
 import orjson
 import pytest
 
-from jarvis_otel.cli.logs import add_parser
+from jarvis_otel.cli.main import main
 from jarvis_otel.query.log_query import GROUPS
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -96,10 +95,7 @@ def home(tmp_path, monkeypatch):
 @pytest.fixture
 def jarvis(home, capsysbinary):
     def run(*args):
-        parser = argparse.ArgumentParser(prog="jarvis")
-        add_parser(parser.add_subparsers(required=True))
-        parsed = parser.parse_args(["logs", *args])
-        code = parsed.func(parsed)
+        code = main(["logs", *args])
         out, err = capsysbinary.readouterr()
         return code, out.decode(), err.decode()
 
@@ -422,17 +418,14 @@ def test_no_control_or_direction_character_of_a_record_gets_out(jarvis, args):
     assert "end" in out + err
 
 
-SCRIPT = (
-    "import argparse, sys; from jarvis_otel.cli.logs import add_parser; p = argparse.ArgumentParser();"
-    "add_parser(p.add_subparsers()); a = p.parse_args(); sys.exit(a.func(a))"
-)
+JARVIS = (sys.executable, "-m", "jarvis_otel.cli.main")
 
 
 @pytest.mark.usefixtures("hostile")
 @pytest.mark.parametrize("form", ["json", "jsonl"])
 def test_on_a_terminal_json_is_escaped_further_and_means_the_same(home, form):
     master, slave = pty.openpty()
-    with subprocess.Popen([sys.executable, "-c", SCRIPT, "logs", "query", "--format", form], stdout=slave) as process:
+    with subprocess.Popen([*JARVIS, "logs", "query", "--format", form], stdout=slave) as process:
         os.close(slave)
         out = b""
         try:
@@ -458,7 +451,7 @@ def test_colour_is_for_terminals_or_where_it_is_asked_for(jarvis, monkeypatch, v
 def test_a_reader_that_goes_away_is_no_error(home):
     many = [record(1, "INFO", "x" * 1000, uid=str(at)) for at in range(2000)]
     write(home / "logs", "jarvis", many)
-    command = shlex.join([sys.executable, "-c", SCRIPT, "logs", "query", "--limit", "0", "--format", "jsonl"])
+    command = shlex.join([*JARVIS, "logs", "query", "--limit", "0", "--format", "jsonl"])
     done = subprocess.run(
         ["bash", "-c", f"{command} | head -1; exit ${{PIPESTATUS[0]}}"], capture_output=True, check=False
     )
@@ -467,8 +460,16 @@ def test_a_reader_that_goes_away_is_no_error(home):
 
 
 @pytest.mark.parametrize("command", ["query", "trace", "errors", "reproduce"])
-def test_every_command_has_help_with_an_example(jarvis, capsysbinary, command):
-    with pytest.raises(SystemExit) as caught:
-        jarvis(command, "--help")
-    assert caught.value.code == 0
-    assert f"example: {'eval ' if command == 'reproduce' else 'jarvis logs'}" in capsysbinary.readouterr().out.decode()
+def test_every_command_has_help_with_an_example(jarvis, command):
+    code, out, _ = jarvis(command, "--help")
+    assert code == 0
+    assert f"example: {'eval ' if command == 'reproduce' else 'jarvis logs'}" in out
+
+
+@pytest.mark.parametrize(
+    "args", [[], ["moo"], ["query", "--format", "xml"], ["query", "--moo"], ["trace"], ["errors", "--by", "moon"]]
+)
+def test_wrong_usage_is_exit_2_and_one_line(jarvis, args):
+    code, out, err = jarvis(*args)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("jarvis")

@@ -186,7 +186,9 @@ BOMB = BOMB.compress(bytes(80 << 20)) + BOMB.flush()
         (415, 3, {"body": logs("x"), "Content_Encoding": "br"}),
     ],
 )
-def test_an_error_is_a_status_in_the_requests_own_encoding_and_the_next_request_is_served(start, status, code, request_):
+def test_an_error_is_a_status_in_the_requests_own_encoding_and_the_next_request_is_served(
+    start, status, code, request_
+):
     collector = start()
     response = collector.request(**request_)
     if request_.get("content_type") == PROTOBUF:
@@ -235,8 +237,12 @@ def test_health_and_metrics_tell_how_it_is(start):
 
 @pytest.mark.parametrize(
     "sent",
-    [b"\x16\x03\x01\x02\x00", b"GET / HTTP/9.9\r\n\r\n", b"POST /v1/logs HTTP/1.1\r\nContent-Length: -1\r\n\r\n"]
-    + [b"GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nHost: localhost\r\n\r\n"],
+    [
+        b"\x16\x03\x01\x02\x00",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST /v1/logs HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nHost: localhost\r\n\r\n",
+    ],
 )
 def test_what_is_not_http_is_answered_400_or_404_and_closed(start, sent):
     with start().socket(sent) as connection:
@@ -253,7 +259,9 @@ def test_headers_without_end_are_refused(start):
 
 def test_many_requests_sent_at_once_are_answered_in_order(start):
     collector = start()
-    one = b"POST /v1/logs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%s\r\n%s"
+    one = (
+        b"POST /v1/logs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%s\r\n%s"
+    )
     bodies = [logs(f"m{number}") for number in range(300)]
     sent = b"".join(one % (len(body), b"", body) for body in bodies[:-1])
     sent += one % (len(bodies[-1]), b"Connection: close\r\n", bodies[-1])
@@ -279,7 +287,11 @@ def test_slow_headers_and_slow_bodies_are_closed_and_others_are_served_meanwhile
     collector = start(head_timeout=0.5, body_timeout=0.5, idle_timeout=0.5)
     slow = [
         collector.socket(sent)
-        for sent in (b"", b"POST /v1/lo", b"POST /v1/logs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{")
+        for sent in (
+            b"",
+            b"POST /v1/lo",
+            b"POST /v1/logs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{",
+        )
     ]
     assert collector.request(body=logs("x")).status == 200
     answers = [read_all(connection)[:12] for connection in slow]
@@ -332,7 +344,9 @@ def test_a_signal_ends_it_after_the_request_in_flight(start, number):
         assert read_all(connection).startswith(b"HTTP/1.1 200")
     code, errors = collector.stop()
     assert code == 0
-    assert errors == f"jarvis collector: listening on http://127.0.0.1:{collector.port}, writing to {collector.log_dir}/\n"
+    assert (
+        errors == f"jarvis collector: listening on http://127.0.0.1:{collector.port}, writing to {collector.log_dir}/\n"
+    )
     assert [line["message"] for line in collector.lines()] == ["in flight"]
 
 
@@ -434,7 +448,9 @@ def test_a_directory_that_is_a_file_is_told_in_one_line(tmp_path):
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "example.org"])
 def test_an_address_that_others_can_reach_is_refused_in_one_line(tmp_path, host):
-    assert one_line(command("--dir", tmp_path, "--host", host)).startswith(f"jarvis collector: host: got '{host}', want")
+    assert one_line(command("--dir", tmp_path, "--host", host)).startswith(
+        f"jarvis collector: host: got '{host}', want"
+    )
 
 
 def test_a_bad_setting_is_told_in_one_line(tmp_path):
@@ -452,7 +468,18 @@ def test_a_missing_library_is_told_in_one_line(tmp_path):
 def test_the_port_file_has_the_true_port_and_modes_keep_others_out(tmp_path):
     port_file = tmp_path / "port"
     process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, "collector", "--dir", tmp_path / "logs", "--port", "0", "--port-file", port_file],
+        [
+            sys.executable,
+            "-c",
+            COMMAND,
+            "collector",
+            "--dir",
+            tmp_path / "logs",
+            "--port",
+            "0",
+            "--port-file",
+            port_file,
+        ],
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -460,7 +487,10 @@ def test_the_port_file_has_the_true_port_and_modes_keep_others_out(tmp_path):
         said = process.stderr.readline()
         while not port_file.exists():
             time.sleep(0.01)
-        assert said == f"jarvis collector: listening on http://127.0.0.1:{int(port_file.read_text())}, writing to {tmp_path}/logs/\n"
+        assert (
+            said
+            == f"jarvis collector: listening on http://127.0.0.1:{int(port_file.read_text())}, writing to {tmp_path}/logs/\n"
+        )
         assert (tmp_path / "logs").stat().st_mode & 0o027 == 0
     finally:
         process.send_signal(signal.SIGTERM)

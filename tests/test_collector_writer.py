@@ -6,6 +6,7 @@ import queue
 import subprocess
 
 import pytest
+
 from jarvis_collector.config import CollectorError
 from jarvis_collector.writer import Write, Writer, sidecar_path
 
@@ -177,7 +178,7 @@ def test_files_are_for_the_owner_and_the_group_only(tmp_path, start, clock):
     write(line(1))
     clock.now += DAY
     write(line(2))
-    for path in tmp_path.iterdir():
+    for path in tmp_path.glob("*-2026-*"):
         assert path.stat().st_mode & 0o777 == 0o640 & ~current_umask()
 
 

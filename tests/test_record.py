@@ -9,6 +9,10 @@ import pytest
 from google.protobuf.json_format import MessageToDict, ParseDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue, KeyValueList
+
 from jarvis_collector.otlp import BadRequestError, Encoding, Signal, read
 from jarvis_collector.record import (
     LINE_KEYS,
@@ -18,9 +22,6 @@ from jarvis_collector.record import (
     parse_timestamp,
     timestamp_of,
 )
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue, KeyValueList
 
 ARRIVAL = 1_767_225_600_000_000_000  # 2026-01-01
 TIME = 1_767_323_045_678_901_234  # 2026-01-02T03:04:05.678901234Z
@@ -65,7 +66,9 @@ def to_protobuf(content, kind=ExportLogsServiceRequest):
             return [ids(item) for item in node]
         if isinstance(node, dict):
             return {
-                key: base64.b64encode(bytes.fromhex(value)).decode() if key in ("traceId", "spanId", "parentSpanId") else ids(value)
+                key: base64.b64encode(bytes.fromhex(value)).decode()
+                if key in ("traceId", "spanId", "parentSpanId")
+                else ids(value)
                 for key, value in node.items()
             }
         return node
@@ -166,9 +169,25 @@ def test_the_smallest_record_has_only_what_is_always_there():
 
 @pytest.mark.parametrize(
     ("number", "level"),
-    [(0, "INFO"), (1, "DEBUG"), (5, "DEBUG"), (8, "DEBUG"), (9, "INFO"), (12, "INFO"), (13, "WARNING"), (16, "WARNING")]
-    + [(17, "ERROR"), (20, "ERROR"), (21, "CRITICAL"), (24, "CRITICAL"), (99, "CRITICAL"), (-1, "INFO")]
-    + [("SEVERITY_NUMBER_TRACE", "DEBUG"), ("SEVERITY_NUMBER_WARN3", "WARNING"), ("SEVERITY_NUMBER_FATAL4", "CRITICAL")],
+    [
+        (0, "INFO"),
+        (1, "DEBUG"),
+        (5, "DEBUG"),
+        (8, "DEBUG"),
+        (9, "INFO"),
+        (12, "INFO"),
+        (13, "WARNING"),
+        (16, "WARNING"),
+        (17, "ERROR"),
+        (20, "ERROR"),
+        (21, "CRITICAL"),
+        (24, "CRITICAL"),
+        (99, "CRITICAL"),
+        (-1, "INFO"),
+        ("SEVERITY_NUMBER_TRACE", "DEBUG"),
+        ("SEVERITY_NUMBER_WARN3", "WARNING"),
+        ("SEVERITY_NUMBER_FATAL4", "CRITICAL"),
+    ],
 )
 def test_the_level_follows_from_the_severity_number(number, level):
     assert line_of({"severityNumber": number})["level"] == level
@@ -240,14 +259,32 @@ def test_values_that_json_cannot_carry_are_shown_by_name_and_kept_exactly():
         "twice": 2,
         "empty": None,
     }
-    assert [pair["key"] for pair in line["_meta"]["otlp"]["attributes"]] == ["nan", "inf", "raw", "nested", "twice", "twice"]
+    assert [pair["key"] for pair in line["_meta"]["otlp"]["attributes"]] == [
+        "nan",
+        "inf",
+        "raw",
+        "nested",
+        "twice",
+        "twice",
+    ]
 
 
 def test_a_known_attribute_of_another_type_stays_in_the_context():
     named = attributes(user__id=5, jarvis__duration_ms="fast", jarvis__active_flags="A", exception__type=1)
     line = line_of({"attributes": named})
-    assert line["context"] == {"user.id": 5, "jarvis.duration_ms": "fast", "jarvis.active_flags": "A", "exception.type": 1}
+    assert line["context"] == {
+        "user.id": 5,
+        "jarvis.duration_ms": "fast",
+        "jarvis.active_flags": "A",
+        "exception.type": 1,
+    }
     assert line["active_flags"] == []
+
+
+def test_a_keyword_named_like_another_part_of_the_line_stands_in_the_context_under_its_own_name():
+    named = {"user.id": "u1", "jarvis.context.user.id": "mine", "jarvis.context.log.record.uid": 5}
+    line = line_of({"attributes": [attribute(key, value) for key, value in named.items()]})
+    assert (line["user_id"], line["context"]) == ("u1", {"user.id": "mine", "log.record.uid": 5})
 
 
 def test_at_most_64_flags_are_listed_and_the_others_stay_in_the_context():
@@ -352,8 +389,15 @@ def test_a_resource_that_the_parser_refuses_costs_its_own_records_only():
 
 @pytest.mark.parametrize(
     ("encoding", "body"),
-    [(Encoding.JSON, b""), (Encoding.JSON, b"{"), (Encoding.JSON, b"[]"), (Encoding.JSON, b'{"resourceLogs":5}')]
-    + [(Encoding.PROTOBUF, b"\xff"), (Encoding.PROTOBUF, b"\x0a\x05ab"), (Encoding.JSON, b"[" * 200_000)],
+    [
+        (Encoding.JSON, b""),
+        (Encoding.JSON, b"{"),
+        (Encoding.JSON, b"[]"),
+        (Encoding.JSON, b'{"resourceLogs":5}'),
+        (Encoding.PROTOBUF, b"\xff"),
+        (Encoding.PROTOBUF, b"\n\x05ab"),
+        (Encoding.JSON, b"[" * 200000),
+    ],
 )
 @pytest.mark.parametrize("signal", [Signal.LOGS])
 def test_a_body_that_is_no_request_is_a_bad_request(encoding, body, signal):
@@ -371,10 +415,37 @@ def test_an_empty_request_has_no_lines(signal):
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 names = st.sampled_from(
-    ["a", "b", "user.id", "session.id", "jarvis.service", "jarvis.correlation_id", "jarvis.request_id", "uid"]
-    + ["jarvis.active_flags", "jarvis.flag.X", "jarvis.flag.", "jarvis.duration_ms", "exception.type", "otlp"]
-    + ["exception.message", "exception.stacktrace", "code.file.path", "code.line.number", "code.function.name"]
-    + ["log.record.uid", "service.name", "host.name", "deployment.environment.name", "service.version", "hostname"]
+    [
+        "a",
+        "b",
+        "user.id",
+        "session.id",
+        "jarvis.service",
+        "jarvis.correlation_id",
+        "jarvis.request_id",
+        "uid",
+        "jarvis.active_flags",
+        "jarvis.flag.X",
+        "jarvis.flag.",
+        "jarvis.duration_ms",
+        "exception.type",
+        "otlp",
+        "exception.message",
+        "exception.stacktrace",
+        "code.file.path",
+        "code.line.number",
+        "code.function.name",
+        "log.record.uid",
+        "jarvis.context.user.id",
+        "jarvis.context.a",
+        "jarvis.context.",
+        "jarvis.context.jarvis.context.a",
+        "service.name",
+        "host.name",
+        "deployment.environment.name",
+        "service.version",
+        "hostname",
+    ]
 )
 keys = names | texts
 scalars = st.one_of(
@@ -466,7 +537,11 @@ def said(message):
         for scope_group in group.scope_logs:
             for record in scope_group.log_records:
                 settle(record.body)
-                parts = [settled(record.attributes), settled(group.resource.attributes), settled(scope_group.scope.attributes)]
+                parts = [
+                    settled(record.attributes),
+                    settled(group.resource.attributes),
+                    settled(scope_group.scope.attributes),
+                ]
                 copies = [type(each)() for each in (record, group.resource, scope_group.scope)]
                 for copy, each in zip(copies, (record, group.resource, scope_group.scope), strict=True):
                     copy.CopyFrom(each)
@@ -507,7 +582,13 @@ def test_a_timestamp_reads_back_to_the_microsecond(time):
 
 def test_the_line_of_a_log_entry_reads_as_a_request_too():
     entry = LogEntry(
-        "2026-01-02T03:04:05.678901Z", "ERROR", "Trade failed", "trading", error_type="ValueError", context={"n": 1}, uid="u"
+        "2026-01-02T03:04:05.678901Z",
+        "ERROR",
+        "Trade failed",
+        "trading",
+        error_type="ValueError",
+        context={"n": 1},
+        uid="u",
     )
     (group,) = logs_request([json.loads(entry.to_json())])["resourceLogs"]
     (record,) = group["scopeLogs"][0]["logRecords"]
@@ -533,7 +614,9 @@ SPAN_REQUEST = {
                             "kind": 2,
                             "startTimeUnixNano": str(TIME),
                             "endTimeUnixNano": str(TIME + 12_500_000),
-                            "attributes": attributes(jarvis__service="trading", jarvis__flag__A="on", http__method="POST"),
+                            "attributes": attributes(
+                                jarvis__service="trading", jarvis__flag__A="on", http__method="POST"
+                            ),
                             "status": {"code": 2, "message": "no balance"},
                             "events": [{"timeUnixNano": str(TIME), "name": "exception", "attributes": attributes(n=1)}],
                             "links": [{"traceId": TRACE, "spanId": SPAN}],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,11 +10,13 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import mmh3
 import orjson
 
 from jarvis_collector.values import AnyValue, Attributes, KeyValue, any_value, merged, readable
 
 __all__ = [
+    "CONTEXT_PREFIX",
     "FLAG_PREFIX",
     "LINE_KEYS",
     "UNKNOWN_SERVICE",
@@ -60,6 +61,8 @@ FLAGS_MAX = 64
 UNKNOWN_SERVICE = "unknown_service"
 FLAG_PREFIX = "jarvis.flag."
 _FLAG_START = len(FLAG_PREFIX)
+CONTEXT_PREFIX = "jarvis.context."
+"""Before a caller's keyword whose own name is that of another part of the line; `context` shows it without."""
 _COMPUTED = "#"
 """Begins a uid that was computed here because the record came without one."""
 
@@ -308,8 +311,9 @@ def log_line(scope: Scope, record: LogRecord, arrival: int) -> bytes:
     """The line of a record, ending in a newline; together with its `_meta.otlp` it says all that the record says.
 
     `_meta.otlp` holds only what the rest of the line does not imply: `nanos` (digits below a microsecond), `attributes`
-    (those whose value the line shows otherwise than it is), `service` (`default` or `attribute`: where the service of
-    the line comes from if the resource names none), `resource` and `scope`, and fields under their OTLP/JSON names.
+    (those that the line shows otherwise than they are), `context` (keys whose attribute has CONTEXT_PREFIX), `service`
+    (`default` or `attribute`: where the service of the line comes from if the resource names none), `resource` and
+    `scope`, and fields under their OTLP/JSON names.
 
     Args:
         scope: The record's scope, with its resource.
@@ -348,12 +352,17 @@ def log_line(scope: Scope, record: LogRecord, arrival: int) -> bytes:
     sections: dict[str, dict[str, Any]] = {}
     variants: dict[str, str] = {}
     context: dict[str, Any] = {}
+    prefixed: list[str] = []
     inexact: list[KeyValue] = []
     for key, value in attributes.items():
         place = _PLACES.get(key)
         if place is None:
-            if key.startswith(FLAG_PREFIX) and value.__class__ is str and len(variants) < FLAGS_MAX:
+            if not key.startswith("jarvis."):
+                context[key] = value
+            elif key.startswith(FLAG_PREFIX) and value.__class__ is str and len(variants) < FLAGS_MAX:
                 variants[key[_FLAG_START:]] = value
+            elif key.startswith(CONTEXT_PREFIX):
+                prefixed.append(key)
             else:
                 context[key] = value
             continue
@@ -378,6 +387,13 @@ def log_line(scope: Scope, record: LogRecord, arrival: int) -> bytes:
                 inexact.append({"key": "jarvis.active_flags", "value": any_value(given)})
         else:
             context["jarvis.active_flags"] = given
+    for key in prefixed:
+        name = key.removeprefix(CONTEXT_PREFIX)
+        if name in context:
+            inexact.append({"key": key, "value": any_value(attributes[key])})
+        else:
+            context[name] = attributes[key]
+            otlp.setdefault("context", []).append(name)
 
     line: dict[str, Any] = {"timestamp": format_timestamp(time_ or observed or arrival), "level": level}
     if body:
@@ -429,8 +445,8 @@ def log_line(scope: Scope, record: LogRecord, arrival: int) -> bytes:
     if uid is None:
         # a resent record must get the same uid, so the time of its arrival has no part in it
         content = said if time_ or observed else said[_TIMESTAMP_END:]
-        digest = hashlib.blake2b(b"".join((resource.head, tail, extra, content)), digest_size=16)
-        uid = _COMPUTED + digest.hexdigest()
+        # no cryptographic hash: who wants two records to share a uid can simply send it
+        uid = _COMPUTED + mmh3.hash_bytes(b"".join((resource.head, tail, extra, content))).hex()
     return b"".join((said[:-1], resource.head, orjson.dumps(uid), extra, tail))
 
 
@@ -508,7 +524,10 @@ def _record_attributes(line: Mapping[str, Any], meta: Mapping[str, Any], otlp: M
     if meta.get("uid", "").startswith(_COMPUTED):
         del attributes["log.record.uid"]
     attributes.update({FLAG_PREFIX + key: value for key, value in line.get("flags", {}).items()})
-    attributes.update(line["context"])
+    prefixed = otlp.get("context", ())
+    attributes.update(
+        {CONTEXT_PREFIX + key if key in prefixed else key: line["context"][key] for key in line["context"]}
+    )
     return _with_exact(attributes, otlp.get("attributes", []))
 
 

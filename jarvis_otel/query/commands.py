@@ -54,11 +54,8 @@ class LogCommands:
         commands = {"query": self._query, "trace": self._trace, "errors": self._errors, "reproduce": self._reproduce}
         try:
             code = commands[self._name](args)
-            sys.stdout.flush()
         except BrokenPipeError:
-            # whoever read us has seen enough; the interpreter would complain when it flushes at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return FOUND
+            raise  # whoever read us has seen enough: `main` knows what to do
         except QueryError as error:
             self._talk(f"--{_OPTIONS.get(error.argument, error.argument.replace('_', '-'))}: {error.problem}")
             return WRONG

@@ -429,7 +429,7 @@ def _rule(
             value.wrong("got nothing, want a list")
         taken = value.texts()
     elif kind == "user_segment":
-        taken = plain(value.value)
+        taken = _condition_tree(value.value)
         _segment(value, segments, bad_segments)
     elif kind == "schedule":
         taken = plain(value.value)
@@ -461,7 +461,7 @@ def _rule(
         variant=variant.value,
         salt=place.at("salt").text() or None,
         by=place.at("by").text() or None,
-        segment=plain(gate.value),
+        segment=_condition_tree(gate.value),
         environments=None if environments.value is None else environments.texts(),
     )
 
@@ -502,8 +502,18 @@ def _segments(place: _Place) -> tuple[dict[str, Segment], frozenset[str]]:
             if predicate is None or len(segment.problems) > before:
                 bad.add(name)
             else:
-                segments[name] = Segment(plain(segment.value), predicate)
+                segments[name] = Segment(_condition_tree(segment.value), predicate)
     return segments, frozenset(bad)
+
+
+def _condition_tree(tree: Any) -> Any:
+    """A condition tree as plain values; a version that YAML took for a number stays as it was written."""
+    if isinstance(tree, Mapping):
+        plain_tree = {key: _condition_tree(value) for key, value in tree.items()}
+        if str(tree.get("op")).startswith("semver_") and isinstance(tree.get("value"), NumberText):
+            plain_tree["value"] = tree["value"].text
+        return plain_tree
+    return [_condition_tree(item) for item in tree] if isinstance(tree, list) else plain(tree)
 
 
 def _segment(place: _Place, segments: Mapping[str, Segment], bad: frozenset[str]) -> Predicate | None:

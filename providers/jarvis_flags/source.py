@@ -131,7 +131,7 @@ class MemorySource:
             pins=settings.pins if settings else MappingProxyType({}),
             environment=(settings and (settings.environment or settings.resource_environment)) or "prod",
             flag_set_id="memory",
-            version=_version(orjson.dumps(plain(content), default=_plain), overrides.to_bytes()),
+            version=_version(orjson.dumps(plain(content)), overrides.to_bytes()),
             loaded_at=time.time(),
         )
 
@@ -199,7 +199,6 @@ class FileSource:
         self._told: frozenset[str] = frozenset()
         self._parsed_hash = ""
         self._parsed = FlagSet({}, {}, {})
-        self._raw: dict[str, Any] = {}
         self._last_good: dict[str, Any] = {}
         self._saved_good = b""
         local = settings.flags_file
@@ -262,7 +261,6 @@ class FileSource:
 
     def _load(self, previous: Snapshot | None) -> Snapshot:
         settings = self.settings
-        first = previous is None
         problems: list[Problem] = []
         content, unreadable = self._read(settings.flags_file)
         local, _ = self._read(self._local_file)
@@ -274,8 +272,6 @@ class FileSource:
             parsed = self._parse(content or b"", local, problems)
             if parsed is not None:
                 self._parsed, self._parsed_hash = parsed, digest
-        elif first and unreadable is not None:
-            self._last_good = self._read_last_good()
         broken_file = bool(problems)
         overrides, overrides_broken = OverrideSet(), None
         try:
@@ -288,9 +284,10 @@ class FileSource:
         flags = self._parsed
         if broken_file and not self._parsed_hash:
             # at the start there is no file to go by: what was good last, but nothing dangerous
-            good = self._last_good or self._read_last_good()
-            flags = FlagSet({}, {flag_id: bool(raw.get("dangerous")) for flag_id, raw in good.items()}, {})
-            self._last_good = good
+            self._last_good = self._read_last_good()
+            flags = FlagSet({}, {flag_id: bool(raw.get("dangerous")) for flag_id, raw in self._last_good.items()}, {})
+        if flags.bad and not self._last_good:
+            self._last_good = self._read_last_good()
         last_good = self._definitions(self._last_good, set(flags.bad))
         environment = settings.environment or settings.resource_environment or flags.environment or "prod"
         version = _version(
@@ -353,7 +350,6 @@ class FileSource:
         if not isinstance(tree, dict):
             problems.append(Problem(shown, 0, "", f"got {type(tree).__name__}, want a mapping with `flags`"))
             return None
-        self._raw = tree.get("flags") if isinstance(tree.get("flags"), dict) else {}  # type: ignore[assignment]
         parsed = parse_flags(tree, shown)
         return FlagSet(parsed.flags, parsed.bad, parsed.segments, parsed.environment, (*parsed.problems, *notes))
 
@@ -382,9 +378,7 @@ class FileSource:
         """Remembers the definitions that are good now, in memory and for other processes."""
         if not snapshot.definitions and not snapshot.bad:
             return
-        if snapshot.bad and not self._last_good:
-            self._last_good = self._read_last_good()
-        good = {flag_id: plain(self._raw[flag_id]) for flag_id in self._parsed.flags if flag_id in self._raw}
+        good = {flag_id: plain(definition.to_dict()) for flag_id, definition in self._parsed.flags.items()}
         good.update({flag_id: self._last_good[flag_id] for flag_id in snapshot.bad if flag_id in self._last_good})
         self._last_good = good
         content = orjson.dumps({"file": str(self.settings.flags_file), "flags": good}, option=orjson.OPT_SORT_KEYS)
@@ -455,12 +449,6 @@ def _standing(overrides: OverrideSet) -> OverrideSet:
 
 def _version(*parts: bytes) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return dict(value)
-    raise TypeError
 
 
 def _make_private(directory: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self
 
 import yaml
@@ -108,9 +108,9 @@ def load_tree(text: bytes | str) -> Any:
 
 def plain(tree: Any) -> Any:
     """The tree as ordinary dicts, lists, floats and so on, to be written as JSON or compared."""
-    if isinstance(tree, dict):
+    if isinstance(tree, Mapping):
         return {key: plain(value) for key, value in tree.items()}
-    if isinstance(tree, list):
+    if isinstance(tree, list | tuple):
         return [plain(item) for item in tree]
     if isinstance(tree, NumberText):
         return float(tree)

@@ -1,0 +1,32 @@
+"""What all tests share: no test sees the developer's own settings, state or collector."""
+
+import os
+import textwrap
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_project(tmp_path, monkeypatch):
+    """A project root of the test's own, and none of the environment's settings."""
+    for name in list(os.environ):
+        if name.startswith(("JARVIS_", "OTEL_", "FF_")):
+            monkeypatch.delenv(name)
+    root = tmp_path / "project"
+    (root / "config").mkdir(parents=True)
+    monkeypatch.setenv("JARVIS_HOME", str(root))
+    monkeypatch.chdir(root)
+    return root
+
+
+@pytest.fixture
+def flag_file(own_project):
+    """Writes the project's flag file, dedented."""
+
+    def write(text: str, name: str = "flags.yaml") -> Path:
+        path = own_project / "config" / name
+        path.write_text(textwrap.dedent(text))
+        return path
+
+    return write

@@ -1,26 +1,28 @@
-"""Feature flags and structured logs in one, on OpenFeature and OpenTelemetry."""
+"""Feature flags and structured logs in one, on OpenFeature and OpenTelemetry.
+
+Each name is imported from its own module when it is first used: the command line needs few of them.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from openfeature.hook import Hook
-
-import jarvis_flags
-from jarvis_collector.record import LogEntry
-from jarvis_flags import EvaluationContext, FlagDefinition, FlagStatus, FlagType, RolloutRule
-from jarvis_otel.bootstrap import configure, configure_logging, get_flags
-from jarvis_otel.context import LogContext
-from jarvis_otel.flag_hook import EvaluationHook
-from jarvis_otel.formatters import HumanFormatter, JSONFormatter
-from jarvis_otel.logger import StructuredLogger, get_logger
-from jarvis_otel.manager import FeatureFlagManager
 from jarvis_otel.version import __version__
 
 if TYPE_CHECKING:
+    from jarvis_collector.record import LogEntry
+    from jarvis_flags.model import EvaluationContext, FlagDefinition, FlagStatus, FlagType, RolloutRule
+    from jarvis_otel.bootstrap import configure, configure_logging, get_flags
+    from jarvis_otel.context import LogContext
+    from jarvis_otel.formatters import HumanFormatter, JSONFormatter
+    from jarvis_otel.logger import StructuredLogger, get_logger
+    from jarvis_otel.manager import FeatureFlagManager
+    from jarvis_otel.provider import YamlFlagProvider
     from jarvis_otel.query.log_query import LogQuery
+
+    flags: FeatureFlagManager
+    is_enabled = FeatureFlagManager().is_enabled
 
 __all__ = [
     "EvaluationContext",
@@ -45,30 +47,27 @@ __all__ = [
     "is_enabled",
 ]
 
-flags: FeatureFlagManager = get_flags()
-"""The flags of this process; they are opened when they are first asked something."""
-
-is_enabled = flags.is_enabled
-
-
-class YamlFlagProvider(jarvis_flags.YamlFlagProvider):
-    """The YAML provider with our evaluation hook: setting it is enough to mark the spans.
-
-    Args:
-        path: The flag file; None takes JARVIS_FLAGS_FILE or the project's config/flags.yaml.
-        hooks: Further hooks that belong to the provider.
-        options: As for `jarvis_flags.YamlFlagProvider`.
-    """
-
-    def __init__(
-        self, path: str | os.PathLike[str] | None = None, *, hooks: Sequence[Hook] = (), **options: Any
-    ) -> None:
-        super().__init__(path, hooks=[*hooks, EvaluationHook()], **options)
+_HOMES = {
+    "jarvis_collector.record": ("LogEntry",),
+    "jarvis_flags.model": ("EvaluationContext", "FlagDefinition", "FlagStatus", "FlagType", "RolloutRule"),
+    "jarvis_otel.bootstrap": ("configure", "configure_logging", "get_flags"),
+    "jarvis_otel.context": ("LogContext",),
+    "jarvis_otel.formatters": ("HumanFormatter", "JSONFormatter"),
+    "jarvis_otel.logger": ("StructuredLogger", "get_logger"),
+    "jarvis_otel.manager": ("FeatureFlagManager",),
+    "jarvis_otel.provider": ("YamlFlagProvider",),
+    "jarvis_otel.query.log_query": ("LogQuery",),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "LogQuery":  # the query engine is no part of what an application needs to start
-        from jarvis_otel.query.log_query import LogQuery  # noqa: PLC0415
-
-        return LogQuery
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in ("flags", "is_enabled"):
+        manager = import_module("jarvis_otel.bootstrap").get_flags()
+        value = manager if name == "flags" else manager.is_enabled
+    else:
+        home = next((home for home, names in _HOMES.items() if name in names), None)
+        if home is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value

@@ -89,7 +89,9 @@ def configure(
     for problem in settings.problems:
         print(f"jarvis: {problem}; its default is used", file=sys.stderr)
     if flags is not None:
-        settings = replace(settings, flags=replace(settings.flags, flags_file=Path(flags).absolute()))
+        settings = replace(
+            settings, flags=replace(settings.flags, flags_file=Path(flags).absolute(), flags_file_named=True)
+        )
     endings: list[Callable[[], Any]] = []
     RUNTIME.settings = settings
     manager = get_flags()

@@ -11,26 +11,14 @@ import orjson
 
 from jarvis_collector.record import LogEntry
 from jarvis_otel.logger import entry_of
+from jarvis_otel.terminal import printable
 
-__all__ = ["HumanFormatter", "JSONFormatter", "escape"]
+__all__ = ["HumanFormatter", "JSONFormatter"]
 
-# Control characters, line and paragraph separators, marks that turn the direction of text, halves of characters.
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
-_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 # A bare word needs no quotes between key=value pairs.
 _BARE = re.compile(r"[^\s\"'=⚑]+")
 _COLORS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 _FLAGS_SHOWN = 8
-
-
-def escape(text: str) -> str:
-    """Text that cannot steer a terminal: control and direction marks as Python's escapes."""
-    return _UNSAFE.sub(_escape_one, text)
-
-
-def _escape_one(match: re.Match[str]) -> str:
-    char = match.group()
-    return _SHORT.get(char) or (f"\\x{ord(char):02x}" if ord(char) < 0x100 else f"\\u{ord(char):04x}")
 
 
 class JSONFormatter(logging.Formatter):
@@ -57,19 +45,22 @@ class HumanFormatter(logging.Formatter):
         entry = entry_of(record)
         clock = f"{time.strftime('%H:%M:%S', time.localtime(record.created))}.{int(record.msecs):03d}"
         level = self._paint(f"{entry.level:<8}", _COLORS[entry.level])
-        parts = [f"{self._paint(clock, '2')} {level} {escape(entry.logger or entry.service)}", escape(entry.message)]
+        parts = [
+            f"{self._paint(clock, '2')} {level} {printable(entry.logger or entry.service)}",
+            printable(entry.message),
+        ]
         if pairs := self._pairs(entry):
             parts.append(" ".join(pairs))
         if entry.flags:
             parts.append(self._flags(entry))
         if entry.correlation_id and entry.correlation_id != entry.trace_id:
-            parts.append(self._paint(f"correlation {escape(entry.correlation_id)}", "2"))
+            parts.append(self._paint(f"correlation {printable(entry.correlation_id)}", "2"))
         elif entry.trace_id:
             parts.append(self._paint(f"trace {entry.trace_id[:8]}…", "2"))
         line = "  ".join(parts)
         for below in (entry.stack_trace, record.stack_info):
             if below:
-                line += "".join(f"\n    {escape(row)}" for row in below.split("\n"))
+                line += "".join(f"\n    {printable(row)}" for row in below.split("\n"))
         return line
 
     def _pairs(self, entry: LogEntry) -> list[str]:
@@ -79,10 +70,10 @@ class HumanFormatter(logging.Formatter):
                 shown[name] = value
         if entry.error_type and not entry.stack_trace:
             shown["error"] = f"{entry.error_type}: {entry.error_message}"
-        return [f"{self._paint(escape(key) + '=', '2')}{_shown(value)}" for key, value in shown.items()]
+        return [f"{self._paint(printable(key) + '=', '2')}{_shown(value)}" for key, value in shown.items()]
 
     def _flags(self, entry: LogEntry) -> str:
-        shown = [f"⚑{escape(flag)}={escape(variant)}" for flag, variant in sorted(entry.flags.items())]
+        shown = [f"⚑{printable(flag)}={printable(variant)}" for flag, variant in sorted(entry.flags.items())]
         more = len(shown) - _FLAGS_SHOWN
         return self._paint(" ".join(shown[:_FLAGS_SHOWN]) + (f" ⚑+{more}" if more > 0 else ""), "36")
 
@@ -92,6 +83,6 @@ class HumanFormatter(logging.Formatter):
 
 def _shown(value: Any) -> str:
     if isinstance(value, str):
-        text = escape(value)
+        text = printable(value)
         return text if text == value and _BARE.fullmatch(text) else '"' + text.replace('"', '\\"') + '"'
-    return escape(orjson.dumps(value).decode())
+    return printable(orjson.dumps(value).decode())

@@ -22,6 +22,7 @@ from jarvis_otel.logger import OwnLogRecord, compose_standard, process_service, 
 from jarvis_otel.pipeline import EXIT_SECONDS, Pipeline
 from jarvis_otel.runtime import RUNTIME
 from jarvis_otel.settings import Settings
+from jarvis_otel.terminal import wants_color
 
 __all__ = ["LoggingSetup", "PipelineProcessor", "flush_at_sigterm", "install_logging"]
 
@@ -289,14 +290,8 @@ def _console_handler(settings: Settings, *, wanted: bool) -> logging.Handler | N
         style = "human" if terminal else "json"
     handler = _Console()
     handler.setLevel(settings.level)
-    handler.setFormatter(HumanFormatter(color=_is_colored(terminal=terminal)) if style == "human" else JSONFormatter())
+    handler.setFormatter(HumanFormatter(color=wants_color(sys.stderr)) if style == "human" else JSONFormatter())
     return handler
-
-
-def _is_colored(*, terminal: bool) -> bool:
-    if os.environ.get("NO_COLOR"):
-        return False
-    return terminal or bool(os.environ.get("FORCE_COLOR"))
 
 
 def flush_at_sigterm(

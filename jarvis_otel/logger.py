@@ -13,7 +13,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from opentelemetry import trace
-from opentelemetry._logs import LogRecord, SeverityNumber, get_logger_provider
+from opentelemetry._logs import LoggerProvider, LogRecord, SeverityNumber, get_logger_provider
 
 from jarvis_collector.record import LogEntry
 from jarvis_otel.context import FLAGS_MAX, LogContext, Operation, current_operation, note_evaluation
@@ -227,7 +227,7 @@ class StructuredLogger:
             if message is _UNSET:
                 message = context.pop("message", "")
             frame = sys._getframe(2) if attributes is None else None  # noqa: SLF001
-            error, exception = _error_of(exc_info)
+            error, exception = _error_of(exc_info) if exc_info else (None, None)
             operation = current_operation()
             keywords = context
             if self._bound or (operation is not None and operation.fields):
@@ -247,9 +247,17 @@ class StructuredLogger:
             if attributes is not None:
                 record.attributes = attributes
             ship(record, self._scope)
-            _hand_to_standard(self._standard, record, level, exception)
-            _hand_to_processors(record)
-        except Exception:  # telemetry never raises into the application; the loss is counted
+        except Exception as problem:  # telemetry never raises into the application, and loses no message either
+            exception = None
+            record = _bare(level, message, self.service, problem)
+            self._ship_bare(record)
+        _hand_to_standard(self._standard, record, level, exception)
+        _hand_to_processors(record)
+
+    def _ship_bare(self, record: Record) -> None:
+        try:
+            ship(record, self._scope)
+        except Exception:  # the pipeline itself fails: all that is left is to count
             if RUNTIME.pipeline is not None:
                 RUNTIME.pipeline.count_failed()
 
@@ -315,6 +323,14 @@ def _compose(
     )
 
 
+def _bare(level: int, message: object, service: str, problem: Exception) -> Record:
+    """What is left of a record that could not be composed: its message, and what was in the way."""
+    now = time.time_ns()
+    return Record(
+        now - now % 1000, severity_of(level), clean_text(message), service, service, {"logging_problem": problem}
+    )
+
+
 def _taken(keywords: dict[str, Any], name: str, otherwise: str | None) -> str | None:
     """An id out of the keywords; None there leaves the operation's."""
     if name not in keywords:
@@ -339,8 +355,6 @@ def _flags(
 
 def _error_of(exc_info: object) -> tuple[ErrorInfo | None, Any]:
     """The exception as text, and as the triple that standard logging wants."""
-    if not exc_info:
-        return None, None
     if isinstance(exc_info, BaseException):
         triple: Any = (type(exc_info), exc_info, exc_info.__traceback__)
     elif isinstance(exc_info, tuple) and len(exc_info) == 3:
@@ -392,7 +406,7 @@ def compose_standard(log_record: logging.LogRecord) -> Record:
         logger=log_record.name,
         keywords=keywords,
         operation=operation,
-        error=_error_of(log_record.exc_info)[0],
+        error=_error_of(log_record.exc_info)[0] if log_record.exc_info else None,
         source=(log_record.pathname, log_record.lineno, log_record.funcName or "") if log_record.pathname else None,
     )
 
@@ -449,13 +463,25 @@ def _hand_to_standard(standard: logging.Logger, record: Record, level: int, exce
 
 def _hand_to_processors(record: Record) -> None:
     """Gives our record to the application's own OpenTelemetry processors, if it has any."""
-    provider = get_logger_provider()
-    if not hasattr(provider, "add_log_record_processor"):
-        return
+    try:
+        provider = get_logger_provider()
+        if _has_others(provider):
+            _emit(provider, record)
+    except Exception:  # a processor that raises is not the application's fault
+        pass
+
+
+def _has_others(provider: Any) -> bool:
+    """Whether a provider has processors that are not ours."""
     multi = getattr(provider, "_multi_log_record_processor", None)
-    processors = getattr(multi, "_log_record_processors", None)
-    if processors is not None and all(hasattr(processor, "jarvis_pipeline") for processor in processors):
-        return
+    if multi is None:
+        # not the SDK's as we know it: if it takes processors at all it may have some
+        return hasattr(provider, "add_log_record_processor")
+    processors = getattr(multi, "_log_record_processors", ())
+    return any(not hasattr(processor, "jarvis_pipeline") for processor in processors)
+
+
+def _emit(provider: LoggerProvider, record: Record) -> None:
     provider.get_logger(record.logger).emit(
         OwnLogRecord(
             timestamp=record.time_ns,

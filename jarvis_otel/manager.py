@@ -131,7 +131,7 @@ class FeatureFlagManager:
                 else:
                     settings = self._settings or FlagSettings.load()
                     if self._path is not None:
-                        settings = replace(settings, flags_file=Path(self._path).absolute())
+                        settings = replace(settings, flags_file=Path(self._path).absolute(), flags_file_named=True)
                     service = self._service or os.environ.get("OTEL_SERVICE_NAME") or "unknown_service"
                     self._source = FileSource(settings, watch=True, service=service)
             return self._source
@@ -393,7 +393,9 @@ class FeatureFlagManager:
         source = self.source
         if isinstance(source, FileSource):
             self._path = path
-            self.use(replace(source.settings, flags_file=Path(path).absolute()), service=self._service)
+            self.use(
+                replace(source.settings, flags_file=Path(path).absolute(), flags_file_named=True), service=self._service
+            )
             return
         assert isinstance(source, MemorySource)
         flags = parse_flags(load_tree(Path(path).read_bytes()), str(path))

@@ -73,6 +73,7 @@ class RecordQueue:
     hands out still counts until `release`.
 
     Args:
+        quiet: Say nothing where there is no collector.
         records_max: Records that may wait.
         bytes_max: Bytes that they may hold together.
     """
@@ -267,6 +268,7 @@ class Pipeline:
         *,
         headers: Mapping[str, str] | None = None,
         timeout: float = 3.0,
+        quiet: bool = False,
         records_max: int = RECORDS_MAX,
         bytes_max: int = BYTES_MAX,
     ) -> None:
@@ -276,6 +278,7 @@ class Pipeline:
         self._head += b',"scopeLogs":['
         self._headers = headers or {}
         self._timeout = timeout
+        self._quiet = quiet
         self._bounds = (records_max, bytes_max)
         self._begin()
         after_fork = weakref.WeakMethod(self._after_fork)
@@ -372,7 +375,9 @@ class Pipeline:
                 self._thread.join(timeout)
             if left := len(self._queue):
                 self._dropped["exit"] += left
-                _tell(f"no collector at {self.endpoint} ({self._reason}); {_records(left)} of this process are lost")
+                self._say(
+                    f"no collector at {self.endpoint} ({self._reason}); {_records(left)} of this process are lost"
+                )
         return not len(self._queue)
 
     def _start(self) -> None:
@@ -425,7 +430,9 @@ class Pipeline:
     def _settle(self, count: int, refused: int, reason: str) -> None:
         if refused:
             if not self._dropped["refused"]:
-                _tell(f"the collector at {self.endpoint} refused a record ({reason}); it and further ones are counted")
+                self._say(
+                    f"the collector at {self.endpoint} refused a record ({reason}); it and further ones are counted"
+                )
             self._dropped["refused"] += refused
         self._shipped += count - refused
         self._queue.release(count)
@@ -462,6 +469,10 @@ class Pipeline:
                 self._wait(rest)
         return self._deadline is None or time.monotonic() + delay < self._deadline
 
+    def _say(self, line: str) -> None:
+        if not self._quiet:
+            _tell(line)
+
     def _body(self, part: list[_Item]) -> bytes:
         scopes = (
             scope + b",".join([record for _, _, record in items]) + b"]}"
@@ -472,7 +483,7 @@ class Pipeline:
     def _tell_absent(self) -> None:
         if not self._absent:
             self._absent = True
-            _tell(
+            self._say(
                 f"no collector at {self.endpoint} ({self._reason}); records wait in memory "
                 f"(up to {self._bounds[0]:,}), nothing else is affected. Start one: jarvis collector"
             )
@@ -480,7 +491,7 @@ class Pipeline:
     def _tell_back(self) -> None:
         if self._absent:
             self._absent = False
-            _tell(
+            self._say(
                 f"the collector at {self.endpoint} is back; {_records(len(self._queue))} waited and are on their way, "
                 f"{self._queue.overflowed:,} were dropped"
             )

@@ -267,6 +267,21 @@ def test_without_a_correlation_id_the_trace_id_stands_in_on_the_line_but_not_on_
     assert "jarvis.correlation_id" not in attributes_of(shipped(setup, sink)[0])
 
 
+def test_when_something_of_ours_breaks_the_message_still_arrives(setup, sink, caplog):
+    def broken(service, user, ids):
+        raise RuntimeError("no flags today")
+
+    former, RUNTIME.declared_flags = RUNTIME.declared_flags, broken
+    try:
+        get_logger("api").error("important", symbol="SOL")
+    finally:
+        RUNTIME.declared_flags = former
+    (record,) = shipped(setup, sink)
+    assert (record["body"], record["severityText"]) == ({"stringValue": "important"}, "ERROR")
+    assert attributes_of(record)["logging_problem"] == "RuntimeError: no flags today"
+    assert last(caplog)["message"] == "important"
+
+
 def test_a_duration_that_is_no_number_stays_in_the_context(caplog):
     get_logger("api").info("x", duration_ms="12 ms")
     assert last(caplog)["context"] == {"duration_ms": "12 ms"}

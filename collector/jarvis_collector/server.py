@@ -65,6 +65,9 @@ def run(config: CollectorConfig, *, ready: Callable[[int], None] | None = None) 
 
 async def _serve(config: CollectorConfig, ready: Callable[[int], None] | None) -> None:
     loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
     collector = Collector(config, loop)
     collector.writer.start()
     try:
@@ -74,9 +77,6 @@ async def _serve(config: CollectorConfig, ready: Callable[[int], None] | None) -
             in_use = error.errno == errno.EADDRINUSE
             reason = "it is in use; stop what runs there or choose another --port" if in_use else error.strerror
             raise CollectorError(f"cannot listen on {config.host}:{config.port}: {reason}") from None
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
         host = f"[{config.host}]" if ":" in config.host else config.host
         print(
             f"jarvis collector: listening on http://{host}:{port}, writing to {config.log_dir}/",
@@ -198,7 +198,7 @@ class Collector:
     def _inflated(self, request: Request) -> bytes:
         if request.headers.get("content-encoding", "").lower() != "gzip":
             return bytes(request.body)
-        return inflate(bytes(request.body), self._config.max_inflated)
+        return _inflate(bytes(request.body), self._config.max_inflated)
 
     def _health(self) -> Response:
         problem = self.writer.problem
@@ -229,7 +229,7 @@ class _TooLargeError(ValueError):
     """A body that grows beyond its bound when it is inflated."""
 
 
-def inflate(body: bytes, limit: int) -> bytes:
+def _inflate(body: bytes, limit: int) -> bytes:
     """The content of a gzip body, which may have several members.
 
     Args:

@@ -21,8 +21,8 @@ from jarvis_flags.tree import load_tree, plain
 from jarvis_otel.admin.audit import AuditEntry, verify
 from jarvis_otel.admin.service import FlagAdmin, Outcome, OutcomeKind
 from jarvis_otel.admin.store import Author, FileStore, StoreError
-from jarvis_otel.cli.text import printable, table
 from jarvis_otel.settings import Settings
+from jarvis_otel.terminal import printable, table
 
 __all__ = ["add_parser"]
 
@@ -254,7 +254,7 @@ def _list(flags: _Flags, args: argparse.Namespace) -> int:
             )
             for s in states
         ]
-        print(table(("FLAG", f"IN {snapshot.environment.upper()}", "CATEGORY", "NAME", "NOTES"), rows))
+        print("\n".join(table([("FLAG", f"IN {snapshot.environment.upper()}", "CATEGORY", "NAME", "NOTES"), *rows])))
     return DONE if states else NO
 
 
@@ -327,7 +327,11 @@ def _explain(flags: _Flags, args: argparse.Namespace) -> int:
         listed = [{"step": s.number, "title": s.title, "outcome": s.outcome, "why": s.why} for s in steps]
         _print_json({**shown, "steps": listed})
     else:
-        print(table(("STEP", "ASKS", "OUTCOME", "WHY"), [(s.number, s.title, s.outcome, s.why) for s in steps]))
+        print(
+            "\n".join(
+                table([("STEP", "ASKS", "OUTCOME", "WHY"), *[(s.number, s.title, s.outcome, s.why) for s in steps]])
+            )
+        )
         print(f"{printable(args.flag)} = {printable(str(shown['value']))} ({shown['error_code'] or shown['reason']})")
     return NO if _missing(flags, args.flag) else DONE
 
@@ -345,7 +349,7 @@ def _print_entries(found: list[AuditEntry], form: str) -> None:
         _print_json([{**{name: getattr(e, name) for name in e.__slots__}, "hash": e.hash} for e in found])
     elif found:
         rows = [(e.at, e.flag, e.action, _change(e), e.who, e.via, e.reason) for e in found]
-        print(table(("WHEN", "FLAG", "ACTION", "CHANGE", "WHO", "VIA", "WHY"), rows))
+        print("\n".join(table([("WHEN", "FLAG", "ACTION", "CHANGE", "WHO", "VIA", "WHY"), *rows])))
 
 
 def _change(entry: AuditEntry) -> str:

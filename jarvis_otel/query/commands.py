@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
@@ -13,11 +12,12 @@ from typing import Any
 from jarvis_otel.query.errors import QueryError
 from jarvis_otel.query.files import Found
 from jarvis_otel.query.log_query import Criteria, LogQuery
-from jarvis_otel.query.render import Paint, csv_rows, human_record, json_text, local_time, printable
+from jarvis_otel.query.render import csv_rows, human_record, json_text, local_time
 from jarvis_otel.query.reproduce import reproduce
 from jarvis_otel.query.timeline import timeline
 from jarvis_otel.query.times import Interval, resolve_interval
 from jarvis_otel.settings import Settings
+from jarvis_otel.terminal import Paint, printable, table, wants_color
 
 __all__ = ["FOUND", "NOTHING", "WRONG", "LogCommands"]
 
@@ -108,7 +108,7 @@ class LogCommands:
             }
             _write(json_text(answer) + "\n")
         elif found:
-            for line in timeline(trace, _paint()):
+            for line in timeline(trace, Paint(color=wants_color(sys.stdout))):
                 _write(line + "\n")
         return FOUND if found else self._nothing(f"nothing found for {printable(args.correlation_id)}")
 
@@ -138,7 +138,7 @@ class LogCommands:
         if args.format == "json":
             _write(json_text(groups) + "\n")
         elif groups:
-            for line in _table(rows, texts=2 if args.by == "flag" else 1):
+            for line in table(rows, texts=2 if args.by == "flag" else 1):
                 _write(line + "\n")
         return FOUND if groups else self._nothing(f"no {'flags' if args.by == 'flag' else 'errors'} found")
 
@@ -188,7 +188,7 @@ def _limit(text: str) -> int:
 
 
 def _human(found: Iterable[Found]) -> Iterator[str]:
-    paint = _paint()
+    paint = Paint(color=wants_color(sys.stdout))
     for one in found:
         service = printable(str(one.record.get("service", "")))
         correlation_id = one.record.get("correlation_id")
@@ -237,22 +237,6 @@ def _write_all(form: _Format, found: Iterable[Found]) -> int:
     for piece in form(counted()):
         _write(piece)
     return count
-
-
-def _table(rows: list[tuple[str, ...]], texts: int) -> Iterator[str]:
-    """Aligned columns, of which the first `texts` stand to the left; the first row is the header."""
-    cells = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        aligned = zip(row, widths, strict=True)
-        yield "  ".join(
-            cell.ljust(width) if at < texts else cell.rjust(width) for at, (cell, width) in enumerate(aligned)
-        )
-
-
-def _paint() -> Paint:
-    wanted = bool(os.environ.get("FORCE_COLOR")) or sys.stdout.isatty()
-    return Paint(color=wanted and not os.environ.get("NO_COLOR"))
 
 
 def _write(piece: str | bytes) -> None:

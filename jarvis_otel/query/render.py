@@ -12,14 +12,14 @@ import orjson
 
 from jarvis_otel.query.filters import Record, flag_states
 from jarvis_otel.query.times import canonical_time
+from jarvis_otel.terminal import Paint, printable
 
-__all__ = ["Paint", "csv_rows", "flags_suffix", "human_record", "json_text", "local_time", "printable"]
+__all__ = ["csv_rows", "flags_suffix", "human_record", "json_text", "local_time"]
 
 _MESSAGE_MAX = 2000
 _VALUE_MAX = 200
 _FLAGS_MAX = 8
 
-_CODES = {"dim": "2", "bold": "1", "red": "31", "green": "32", "yellow": "33", "magenta": "35", "cyan": "36"}
 _LEVEL_COLOR = {"DEBUG": "dim", "INFO": "green", "WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
 
 _CSV_KEYS = (
@@ -44,36 +44,6 @@ _CSV_KEYS = (
     "logger",
 )
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-
-
-class Paint:
-    """Colours text, or leaves it as it is.
-
-    Args:
-        color: Whether to colour.
-    """
-
-    def __init__(self, *, color: bool) -> None:
-        self._color = color
-
-    def __call__(self, text: str, color: str) -> str:
-        """The text in dim, bold, red, green, yellow, magenta or cyan."""
-        return f"\x1b[{_CODES[color]}m{text}\x1b[0m" if self._color and text else text
-
-
-def printable(text: str, keep: str = "") -> str:
-    """The text with everything that a terminal would act on or hide shown as an escape.
-
-    Args:
-        text: Any text.
-        keep: Characters that stay although they are not printable.
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() or char in keep else char.encode("unicode_escape", "surrogatepass").decode()
-        for char in text
-    )
 
 
 def json_text(value: Any) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 
 from jarvis_otel.query.filters import Record, flag_states, level_filter
 from jarvis_otel.query.log_query import Trace
-from jarvis_otel.query.render import Paint, error_text, flags_suffix, human_record, local_time, printable
+from jarvis_otel.query.render import error_text, flags_suffix, human_record, local_time
 from jarvis_otel.query.times import canonical_time
+from jarvis_otel.terminal import Paint, printable
 
 __all__ = ["timeline"]
 

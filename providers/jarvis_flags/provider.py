@@ -242,7 +242,7 @@ def _trouble(snapshot: Snapshot) -> str:
 
 
 def _with_file(settings: FlagSettings, path: Path) -> FlagSettings:
-    return replace(settings, flags_file=path)
+    return replace(settings, flags_file=path, flags_file_named=True)
 
 
 def _type_name(value: Any) -> str:

@@ -172,13 +172,13 @@ class FlagSettings:
 
     Attributes:
         home: The project root that relative paths start from.
-        flags_file: The flag file; None where neither config/flags.yaml nor config/feature_flags.json was named
-            or found, which then stands for config/flags.yaml.
+        flags_file: The flag file: as it was named, else config/flags.yaml, else config/feature_flags.json.
         state_dir: The directory of run-time state; overrides lie in its `flags/`.
         environment: What JARVIS_ENVIRONMENT or the settings file says, if anything.
         resource_environment: The OpenTelemetry resource's deployment.environment.name, if any.
         allow_local: Whether flags.local.yaml may turn flags on in prod.
         pins: The variables `FF_<FLAG>` as they stand, by their full name.
+        flags_file_named: Whether somebody named the flag file, and so counts on it.
     """
 
     home: Path
@@ -188,6 +188,7 @@ class FlagSettings:
     resource_environment: str | None = None
     allow_local: bool = False
     pins: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    flags_file_named: bool = False
 
     @property
     def flags_state_dir(self) -> Path:
@@ -197,7 +198,8 @@ class FlagSettings:
     @classmethod
     def from_source(cls, source: SettingsSource) -> FlagSettings:
         """Reads the flag settings out of a settings source."""
-        if source.raw("flags_file"):
+        named = source.raw("flags_file") is not None
+        if named:
             flags_file = source.path("flags_file", "config/flags.yaml")
         else:
             candidates = [source.home / "config" / name for name in ("flags.yaml", "feature_flags.json")]
@@ -210,6 +212,7 @@ class FlagSettings:
             resource_environment=_resource_environment(source.environ),
             allow_local=source.flag("allow_local"),
             pins=MappingProxyType({k: v for k, v in source.environ.items() if k.startswith("FF_") and len(k) > 3}),
+            flags_file_named=named,
         )
 
     @classmethod

@@ -38,6 +38,8 @@ __all__ = ["Change", "FileSource", "FlagSource", "MemorySource", "Subscriber"]
 
 LAST_GOOD_FILE = "last_good.json"
 
+_MISSING = "there is no such file"
+
 _logger = logging.getLogger("jarvis_flags")
 
 
@@ -315,7 +317,7 @@ class FileSource:
             with path.open("rb") as file:
                 content = file.read(BYTES_MAX + 1)
         except FileNotFoundError:
-            return None, Problem(shown, 0, "", "there is no such file")
+            return None, Problem(shown, 0, "", _MISSING)
         except OSError as error:
             return None, Problem(shown, 0, "", f"cannot be read: {error.strerror}")
         if not content.strip():
@@ -413,9 +415,13 @@ class FileSource:
             _make_private(self._seen_file().parent)
             write_file(self._seen_file(), orjson.dumps(document), durable=False)
 
+    def _is_expected(self, problem: Problem) -> bool:
+        """An application that has no flags yet, and named no file, is not told that there is none."""
+        return problem.message == _MISSING and not self.settings.flags_file_named and not self._parsed_hash
+
     def _tell_problems(self, snapshot: Snapshot) -> None:
         """Logs each problem once for as long as it lasts."""
-        problems = {str(problem) for problem in snapshot.problems}
+        problems = {str(problem) for problem in snapshot.problems if not self._is_expected(problem)}
         problems |= {_pin_problem(name, value, snapshot) for name, value in snapshot.pins.items()} - {""}
         problems |= {f"{name} is set, but pins no flag" for name in snapshot.unmatched_pins}
         for problem in sorted(problems - self._told):

@@ -1,0 +1,29 @@
+"""The YAML provider with our evaluation hook."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from openfeature.hook import Hook
+
+import jarvis_flags
+from jarvis_otel.flag_hook import EvaluationHook
+
+__all__ = ["YamlFlagProvider"]
+
+
+class YamlFlagProvider(jarvis_flags.YamlFlagProvider):
+    """The YAML provider with our evaluation hook: setting it is enough to mark the spans.
+
+    Args:
+        path: The flag file; None takes JARVIS_FLAGS_FILE or the project's config/flags.yaml.
+        hooks: Further hooks that belong to the provider.
+        options: As for `jarvis_flags.YamlFlagProvider`.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str] | None = None, *, hooks: Sequence[Hook] = (), **options: Any
+    ) -> None:
+        super().__init__(path, hooks=[*hooks, EvaluationHook()], **options)

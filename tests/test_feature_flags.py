@@ -20,10 +20,9 @@ def test_basic_boolean_flag(flag_manager):
 
 def test_percentage_rollout(flag_manager):
     """Percentage-based rollout is consistent."""
-    flag_manager.create_flag(FlagDefinition(
-        id="TEST_PCT", enabled=True,
-        rules=[RolloutRule(type="percentage", value=50)]
-    ))
+    flag_manager.create_flag(
+        FlagDefinition(id="TEST_PCT", enabled=True, rules=[RolloutRule(type="percentage", value=50)])
+    )
 
     # Same user should get same result
     result1 = flag_manager.is_enabled("TEST_PCT", user_id="user123")
@@ -38,10 +37,9 @@ def test_percentage_rollout(flag_manager):
 
 def test_environment_default(flag_manager):
     """Environment-specific defaults."""
-    flag_manager.create_flag(FlagDefinition(
-        id="TEST_ENV", enabled=False,
-        environment_defaults={"dev": True, "prod": False}
-    ))
+    flag_manager.create_flag(
+        FlagDefinition(id="TEST_ENV", enabled=False, environment_defaults={"dev": True, "prod": False})
+    )
 
     dev_ctx = EvaluationContext(environment="dev")
     prod_ctx = EvaluationContext(environment="prod")

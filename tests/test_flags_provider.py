@@ -48,7 +48,11 @@ def test_each_type_is_resolved(client):
 def test_an_integer_widens_to_a_float_a_whole_float_is_an_integer_and_a_bool_is_neither(client):
     assert client.get_float_value("INT", 0.0) == 1.0
     assert client.get_integer_value("FLOAT", 0) == 2
-    for details in (client.get_integer_details("ON", 7), client.get_float_details("ON", 7.0), client.get_boolean_details("INT", True)):
+    for details in (
+        client.get_integer_details("ON", 7),
+        client.get_float_details("ON", 7.0),
+        client.get_boolean_details("INT", True),
+    ):
         assert details.error_code is ErrorCode.TYPE_MISMATCH
         assert details.value == details.value.__class__(7) or details.value is True
 
@@ -142,12 +146,17 @@ def test_a_bare_provider_obeys_pins_and_the_kill_switch(flag_file, own_project, 
     state.mkdir(parents=True)
     (state / "overrides.json").write_text('{"format": 1, "revision": 1, "overrides": {"B": {"state": "off"}}}')
     provider = YamlFlagProvider("config/flags.yaml")
-    assert [provider.resolve_boolean_details(flag_key=flag, default_value=True).value for flag in "AB"] == [False, False]
+    assert [provider.resolve_boolean_details(flag_key=flag, default_value=True).value for flag in "AB"] == [
+        False,
+        False,
+    ]
     provider.shutdown()
 
 
 def test_a_provider_that_was_never_shut_down_does_not_keep_the_process(flag_file):
     flag_file("flags: {}")
     code = "from jarvis_flags import YamlFlagProvider; YamlFlagProvider('config/flags.yaml'); print('end')"
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=30, check=True
+    )
     assert (done.stdout, done.stderr) == ("end\n", "")

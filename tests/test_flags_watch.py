@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
@@ -165,8 +166,8 @@ def test_closing_ends_the_thread_and_leaks_no_descriptor(flag_file):
 
     flag_file(text(False))
     FileSource(FlagSettings.load(), watch=True).close()
-    before = (len(os.listdir("/proc/self/fd")), threading.active_count())
+    before = (len(list(Path("/proc/self/fd").iterdir())), threading.active_count())
     for _ in range(5):
         source = FileSource(FlagSettings.load(), watch=True)
         source.close()
-    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
+    assert (len(list(Path("/proc/self/fd").iterdir())), threading.active_count()) == before

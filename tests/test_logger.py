@@ -23,12 +23,13 @@ from opentelemetry.util._once import Once
 
 from jarvis_otel.context import note_evaluation
 from jarvis_otel.encode import clean
-from jarvis_otel.formatters import HumanFormatter, JSONFormatter, escape
+from jarvis_otel.formatters import HumanFormatter, JSONFormatter
 from jarvis_otel.handlers import PipelineProcessor, install_logging
 from jarvis_otel.logger import StructuredLogger, get_logger
 from jarvis_otel.pipeline import Pipeline
 from jarvis_otel.runtime import RUNTIME
 from jarvis_otel.settings import Settings
+from jarvis_otel.terminal import printable
 from tests.otlp_sink import attributes_of, otlp_sink
 
 HERE = __file__
@@ -814,7 +815,7 @@ def test_the_human_formatter_lets_nothing_steer_the_terminal():
     record = standard_record(msg="a\nb\x1b]8;;x\x07\u202eevil\u2028\x9b", **{"k\n": "v\r"})
     text = HumanFormatter().format(record)
     assert text[12:] == ' INFO     app  a\\nb\\x1b]8;;x\\x07\\u202eevil\\u2028\\x9b  k\\n="v\\r"'
-    assert escape("tab\t\ud800") == "tab\\t\\ud800"
+    assert printable("tab\t\ud800") == "tab\\t\\ud800"
 
 
 def test_colour_only_where_wanted():

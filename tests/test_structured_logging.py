@@ -2,7 +2,7 @@
 
 import json
 
-from jarvis_otel.logger import get_logger
+from jarvis_otel import get_logger
 
 
 def test_json_format(caplog):

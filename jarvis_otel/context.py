@@ -45,6 +45,12 @@ class Operation:
         self.declared: tuple[str, ...] = outer.declared if outer else ()
         self.evaluated: dict[str, tuple[str, bool]] = dict(outer.evaluated) if outer else {}
 
+    def note(self, flag_id: str, variant: str, on: bool) -> None:
+        """Remembers what a flag gave, up to FLAGS_MAX flags; the last value of a flag wins."""
+        evaluated = self.evaluated
+        if flag_id in evaluated or len(evaluated) < FLAGS_MAX:
+            evaluated[flag_id] = (variant, on)
+
 
 _current: contextvars.ContextVar[Operation | None] = contextvars.ContextVar("jarvis_operation", default=None)
 
@@ -64,9 +70,7 @@ def note_evaluation(flag_id: str, variant: str, *, on: bool) -> None:
     """Remembers for the current operation what a flag gave; the last value of a flag wins."""
     operation = current_operation()
     if operation is not None:
-        evaluated = operation.evaluated
-        if flag_id in evaluated or len(evaluated) < FLAGS_MAX:
-            evaluated[flag_id] = (variant, on)
+        operation.note(flag_id, variant, on)
 
 
 class OperationSpanProcessor(SpanProcessor):

@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,13 +18,22 @@ from openfeature.exception import ErrorCode
 from openfeature.flag_evaluation import FlagEvaluationDetails, FlagValueType, Reason
 from openfeature.hook import Hook, HookContext, HookHints
 from opentelemetry import metrics, trace
+from opentelemetry.context import get_current
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from jarvis_otel.context import note_evaluation
 from jarvis_otel.logger import get_logger
 from jarvis_otel.runtime import RUNTIME
 
-__all__ = ["EVENT_NAME", "SPAN_FLAGS_MAX", "EvaluationHook", "record_evaluation", "result_name", "span_attribute"]
+__all__ = [
+    "EVENT_NAME",
+    "SPAN_FLAGS_MAX",
+    "EvaluationHook",
+    "record_evaluation",
+    "report_event",
+    "result_name",
+    "span_attribute",
+]
 
 EVENT_NAME = "feature_flag.evaluation"
 KEY = "feature_flag.key"
@@ -62,22 +71,26 @@ class EvaluationHook(Hook):
     ) -> None:
         """Called by OpenFeature when an evaluation is over, failed or not."""
         try:
+            value = details.value
             metadata = details.flag_metadata
-            provider = hook_context.provider_metadata
-            record_evaluation(
-                hook_context.flag_key,
-                variant=result_name(details.variant, details.value, details.reason),
-                on=details.value is True or (details.variant is not None and not isinstance(details.value, bool)),
-                reason=details.reason,
-                provider=provider.name if provider is not None else "",
-                context_id=metadata.get("contextId") or hook_context.evaluation_context.targeting_key,
-                set_id=metadata.get("flagSetId"),
-                version=metadata.get("version"),
-                error_code=details.error_code,
-                error_message=details.error_message,
-            )
+            variant = result_name(details.variant, value, details.reason)
+            on = value is True or (details.variant is not None and not isinstance(value, bool))
+            span = record_evaluation(hook_context.flag_key, variant, on, details.reason, details.error_code)
+            if span is not None:
+                provider = hook_context.provider_metadata
+                report_event(
+                    span,
+                    hook_context.flag_key,
+                    variant,
+                    reason=details.reason,
+                    provider=provider.name if provider is not None else "",
+                    context_id=metadata.get("contextId") or hook_context.evaluation_context.targeting_key,
+                    metadata=metadata,
+                    error_code=details.error_code,
+                    error_message=details.error_message,
+                )
         except Exception:  # telemetry never raises into the application; the loss is counted
-            _count_failure()
+            _evaluations.failures += 1
 
 
 def result_name(variant: str | None, value: Any, reason: str | None) -> str | None:
@@ -90,49 +103,67 @@ def result_name(variant: str | None, value: Any, reason: str | None) -> str | No
 
 
 def record_evaluation(
-    flag_id: str,
-    *,
-    variant: str | None,
-    on: bool,
-    reason: str | None,
-    provider: str,
-    context_id: Any = None,
-    set_id: Any = None,
-    version: Any = None,
-    error_code: ErrorCode | None = None,
-    error_message: str | None = None,
-) -> None:
-    """Reports one evaluation.
+    flag_id: str, variant: str | None, on: bool, reason: str | None, error_code: ErrorCode | None
+) -> trace.Span | None:
+    """Counts one evaluation, notes it for the operation, and marks the current span.
 
     Args:
         flag_id: The flag.
         variant: What it gave, by name; None where it gave the caller's default.
         on: Whether that counts as on.
         reason: OpenFeature's reason.
+        error_code: OpenFeature's error code, or None.
+
+    Returns:
+        The span, where the evaluation is the first of its flag and variant in the trace: then `report_event` is due.
+    """
+    _evaluations.count(flag_id, variant, reason, error_code)
+    if not get_current():
+        # no span and no operation: most evaluations of a service that does not trace end here
+        return None
+    span = trace.get_current_span()
+    if variant is not None:
+        if error_code is None:
+            note_evaluation(flag_id, variant, on=on)
+        if span.is_recording():
+            _mark_span(span, flag_id, variant)
+    context = span.get_span_context()
+    return span if context.is_valid and _traces.is_first(context.trace_id, flag_id, variant) else None
+
+
+def report_event(
+    span: trace.Span,
+    flag_id: str,
+    variant: str | None,
+    *,
+    reason: str | None,
+    provider: str,
+    context_id: Any,
+    metadata: Mapping[str, Any],
+    error_code: ErrorCode | None,
+    error_message: str | None,
+) -> None:
+    """Writes the log event of an evaluation; also a span event where the settings ask for that.
+
+    Args:
+        span: The current span.
+        flag_id: The flag.
+        variant: What it gave, by name.
+        reason: OpenFeature's reason.
         provider: The provider's name.
         context_id: The targeting key, exported as a pseudonym or not at all where it must not be known.
-        set_id: The flag set.
-        version: The flag set's version.
+        metadata: The result's metadata; `flagSetId` and `version` are taken from it.
         error_code: OpenFeature's error code, or None.
         error_message: What is wrong.
     """
-    _count(flag_id, variant, reason, error_code)
-    if error_code is None and variant is not None:
-        note_evaluation(flag_id, variant, on=on)
-    span = trace.get_current_span()
-    if variant is not None and span.is_recording():
-        _mark_span(span, flag_id, variant)
-    context = span.get_span_context()
-    if not context.is_valid or not _is_first(context.trace_id, flag_id, variant):
-        return
     attributes = {
         KEY: flag_id,
         VARIANT: variant,
         REASON: None if reason is None else str(reason).lower(),
         PROVIDER: provider,
         CONTEXT_ID: _exported_id(context_id),
-        SET_ID: set_id,
-        VERSION: version,
+        SET_ID: metadata.get("flagSetId"),
+        VERSION: metadata.get("version"),
     }
     if error_code is not None:
         attributes[ERROR_TYPE] = str(error_code).lower()
@@ -193,7 +224,6 @@ class _Traces:
 
 
 _traces = _Traces()
-_is_first = _traces.is_first
 
 
 def _exported_id(context_id: Any) -> str | None:
@@ -211,19 +241,36 @@ def _exported_id(context_id: Any) -> str | None:
 
 
 class _Evaluations:
-    """Counts evaluations; the meter asks for the sums when it collects."""
+    """Counts evaluations; the meter asks for the sums when it collects.
+
+    Two threads that count the same series at the same moment may lose one: a lock would cost every evaluation more
+    than the count is worth.
+    """
 
     def __init__(self) -> None:
-        self.counts: Counter[tuple[str, str, str]] = Counter()
+        self.counts: dict[tuple[str, str | None, str | None], int] = {}
         self.errors: Counter[tuple[str, str]] = Counter()
         self.failures = 0
-        self._made = False
 
-    def make_instruments(self) -> None:
-        """Makes the instruments, once, when the first evaluation is counted."""
-        if self._made:
-            return
-        self._made = True
+    def count(self, flag_id: str, variant: str | None, reason: str | None, error_code: ErrorCode | None) -> None:
+        """Counts one evaluation; beyond _SERIES_MAX series they are counted together."""
+        series = (flag_id, variant, reason)
+        try:
+            self.counts[series] += 1
+        except KeyError:
+            self._begin(series)
+        if error_code is not None:
+            known = flag_id if series in self.counts else "other"
+            self.errors[known, str(error_code).lower()] += 1
+
+    def _begin(self, series: tuple[str, str | None, str | None]) -> None:
+        if not self.counts:
+            self._make_instruments()
+        if len(self.counts) >= _SERIES_MAX:
+            series = ("other", None, None)
+        self.counts[series] = self.counts.get(series, 0) + 1
+
+    def _make_instruments(self) -> None:
         meter = metrics.get_meter("jarvis_otel")
         meter.create_observable_counter(
             "feature_flag.evaluations", [self._observe], unit="{evaluation}", description="Evaluations of feature flags"
@@ -234,7 +281,7 @@ class _Evaluations:
 
     def _observe(self, options: CallbackOptions) -> Iterable[Observation]:  # noqa: ARG002
         for (flag_id, variant, reason), count in list(self.counts.items()):
-            yield Observation(count, {KEY: flag_id, VARIANT: variant, REASON: reason})
+            yield Observation(count, {KEY: flag_id, VARIANT: variant or "", REASON: str(reason or "").lower()})
 
     def _observe_errors(self, options: CallbackOptions) -> Iterable[Observation]:  # noqa: ARG002
         for (flag_id, error), count in list(self.errors.items()):
@@ -242,19 +289,3 @@ class _Evaluations:
 
 
 _evaluations = _Evaluations()
-
-
-def _count(flag_id: str, variant: str | None, reason: str | None, error_code: ErrorCode | None) -> None:
-    _evaluations.make_instruments()
-    counts = _evaluations.counts
-    series = (flag_id, variant or "", str(reason or "").lower())
-    if series not in counts and len(counts) >= _SERIES_MAX:
-        series = ("other", "", "")
-    counts[series] += 1
-    if error_code is not None:
-        error = (series[0], str(error_code).lower())
-        _evaluations.errors[error] += 1
-
-
-def _count_failure() -> None:
-    _evaluations.failures += 1

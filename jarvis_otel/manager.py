@@ -15,7 +15,7 @@ from openfeature.evaluation_context import EvaluationContext as OpenFeatureConte
 from openfeature.hook import get_hooks
 from openfeature.transaction_context import get_transaction_context
 
-from jarvis_flags.evaluate import CALLERS_DEFAULT, Evaluation, Request, targeting_key
+from jarvis_flags.evaluate import CALLERS_DEFAULT, Evaluation, Request, targeting_key, unknown_flag
 from jarvis_flags.model import EvaluationContext, FlagDefinition, FlagStatus
 from jarvis_flags.parse import parse_flags
 from jarvis_flags.provider import PROVIDER_NAME, YamlFlagProvider
@@ -27,7 +27,7 @@ from jarvis_otel.admin.audit import AuditEntry
 from jarvis_otel.admin.service import FlagAdmin, Outcome
 from jarvis_otel.admin.store import Author, FileStore, MemoryStore
 from jarvis_otel.context import current_operation
-from jarvis_otel.flag_hook import EvaluationHook, record_evaluation, result_name
+from jarvis_otel.flag_hook import EvaluationHook, record_evaluation, report_event, result_name
 from jarvis_otel.logger import get_logger
 
 __all__ = ["FeatureFlagManager", "announce"]
@@ -207,24 +207,26 @@ class FeatureFlagManager:
 
     def _evaluate(self, flag_id: str, user_id: str | int | None, context: EvaluationContext | None) -> Evaluation:
         snapshot = (self._source or self._open()).snapshot
-        request = self._request(snapshot, user_id, context)
-        result = snapshot.evaluate(flag_id, request)
-        metadata = result.metadata
-        record_evaluation(
-            flag_id,
-            variant=result_name(result.variant, result.value, result.reason),
-            on=result.on,
-            reason=result.reason,
-            provider=PROVIDER_NAME,
-            context_id=request.user,
-            set_id=metadata.get("flagSetId"),
-            version=metadata.get("version"),
-            error_code=result.error_code,
-            error_message=result.error_message,
-        )
+        flag = snapshot.flag(flag_id) or unknown_flag(flag_id, snapshot.metadata)
+        result = flag.constant or flag.evaluate(self._request(snapshot, user_id, context))
+        variant = result.variant or result_name(None, result.value, result.reason)
+        span = record_evaluation(flag_id, variant, result.on, result.reason, result.error_code)
+        if span is not None:
+            report_event(
+                span,
+                flag_id,
+                variant,
+                reason=result.reason,
+                provider=PROVIDER_NAME,
+                context_id=self._request(snapshot, user_id, context).user,
+                metadata=result.metadata,
+                error_code=result.error_code,
+                error_message=result.error_message,
+            )
         return result
 
     def _request(self, snapshot: Snapshot, user_id: str | int | None, context: EvaluationContext | None) -> Request:
+        """The question; without a user of its own it asks for the operation's, then for OpenFeature's."""
         request = snapshot.request(context, user_id)
         if request.user is None:
             operation = current_operation()

@@ -1,5 +1,6 @@
 """The evaluation order of design.md 3.2, step by step, and the buckets of 3.3."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -7,14 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openfeature.exception import ErrorCode
 
-from jarvis_flags.buckets import BUCKETS, bucket, seed, threshold
+from jarvis_flags.buckets import BUCKETS, bucket, in_below, seed, threshold
 from jarvis_flags.evaluate import CALLERS_DEFAULT, Request
 from jarvis_flags.model import EvaluationContext
 from jarvis_flags.overrides import Override, OverrideSet
 from jarvis_flags.parse import parse_flags
 from jarvis_flags.snapshot import build_snapshot
 from jarvis_flags.tree import load_tree
-import itertools
 
 USERS = [f"user{number}" for number in range(1000)]
 
@@ -60,6 +60,11 @@ def test_the_bucket_of_a_released_hash_never_changes(flag_id, key, wanted):
 @given(st.text(max_size=20).filter(lambda t: "\0" not in t), st.text(max_size=20))
 def test_any_key_has_a_bucket_even_a_lone_surrogate(flag_id, key):
     assert 0 <= bucket(seed(flag_id), key) < BUCKETS
+
+
+@given(st.text(max_size=20), st.integers(0, BUCKETS))
+def test_being_in_is_having_a_bucket_below_the_limit(key, limit):
+    assert in_below(seed("F"), limit)(key) is (bucket(seed("F"), key) < limit)
 
 
 def test_a_seed_keeps_its_parts_apart():

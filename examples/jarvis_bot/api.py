@@ -4,7 +4,8 @@ import time
 import uuid
 from typing import Any
 
-from http_json import Answer, arguments, call, serve
+from http_json import Answer, call, serve, server_parser
+
 from jarvis_otel import configure, get_logger
 
 logger = get_logger("api")
@@ -36,7 +37,10 @@ class Api:
 
 
 def main() -> None:
-    args = arguments(trading="the trading engine", dexter="Dexter")
+    parser = server_parser("The API server of Jarvis.")
+    parser.add_argument("--trading", metavar="URL", required=True, help="the trading engine")
+    parser.add_argument("--dexter", metavar="URL", required=True, help="Dexter")
+    args = parser.parse_args()
     configure("api")
     api = Api(args.trading, args.dexter)
     serve("api", {"/orders": api.order}, port=args.port, port_file=args.port_file)

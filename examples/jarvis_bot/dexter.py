@@ -6,7 +6,8 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from http_json import Answer, arguments, serve
+from http_json import Answer, serve, server_parser
+
 from jarvis_otel import configure, flags, get_logger
 
 logger = get_logger("dexter")
@@ -64,7 +65,7 @@ class Supervisor(threading.Thread):
 
 
 def main() -> None:
-    args = arguments()
+    args = server_parser("Dexter and his supervisor.").parse_args()
     configure("dexter")
     agent = DexterAgent()
     supervisor = Supervisor(agent, "SOL")

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from jarvis_otel import get_logger
 from jarvis_otel.propagation import inject_headers, server_operation
 
-__all__ = ["Answer", "arguments", "call", "serve"]
+__all__ = ["Answer", "call", "serve", "server_parser"]
 
 BODY_MAX = 65_536
 TIMEOUT_SECONDS = 10.0
@@ -22,18 +22,16 @@ Answer = tuple[int, dict[str, Any]]
 """Status and JSON object."""
 
 
-def arguments(**services: str) -> argparse.Namespace:
-    """The command line of a server.
+def server_parser(description: str) -> argparse.ArgumentParser:
+    """The options that all servers know.
 
     Args:
-        services: Options that name the base URL of another server, with their help.
+        description: What the server is.
     """
-    parser = argparse.ArgumentParser()
-    for name, text in services.items():
-        parser.add_argument(f"--{name}", metavar="URL", required=True, help=text)
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--port", type=int, default=0, help="TCP port on loopback; 0 takes a free one")
     parser.add_argument("--port-file", type=Path, metavar="FILE", help="write the port there once it listens")
-    return parser.parse_args()
+    return parser
 
 
 def call(url: str, body: Mapping[str, Any]) -> Answer:
@@ -94,7 +92,7 @@ def serve(
                 raise ValueError(f"got a body of {length} bytes, want at most {BODY_MAX}")
             body = json.loads(self.rfile.read(length))
             if not isinstance(body, dict):
-                raise ValueError("want a JSON object")
+                raise ValueError("want a JSON object")  # noqa: TRY004 - what is wrong is the value that was sent
             return body
 
         def answer(self, status: int, answer: dict[str, Any]) -> None:

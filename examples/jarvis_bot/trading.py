@@ -6,20 +6,19 @@ As a server, and once without one:
     python trading.py --trade '{"id": "1", "user_id": "123456789", "symbol": "WIF", "amount_sol": 1.0}'
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from http_json import Answer, serve
+from http_json import Answer, serve, server_parser
+
 from jarvis_otel import configure, flags, get_logger
 
 logger = get_logger("trading")
 
-WALLETS_SOL = {"123456789": 0.5, "555000111": 20.0, "203333333": 0.5}
+WALLETS_SOL = {"123456789": 0.5, "135792468": 0.5, "987654321": 20.0}
 """Paper money."""
 
 
@@ -49,9 +48,7 @@ class Signal:
             ValueError: A field is missing or no number.
         """
         try:
-            return cls(
-                str(body["id"]), str(body["user_id"]), str(body["symbol"]), amount_sol=float(body["amount_sol"])
-            )
+            return cls(str(body["id"]), str(body["user_id"]), str(body["symbol"]), amount_sol=float(body["amount_sol"]))
         except (KeyError, TypeError) as error:
             raise ValueError(f"want id, user_id, symbol and amount_sol: {error}") from None
 
@@ -98,16 +95,12 @@ class TreasuryTrader:
         if available < signal.amount_sol:
             raise InsufficientBalanceError(available, signal.amount_sol)
         self._wallets[signal.user_id] = available - signal.amount_sol
-        logger.trade_event(
-            "executed", signal.symbol, amount_sol=signal.amount_sol, trailing_stop=signal.trailing_stop
-        )
+        logger.trade_event("executed", signal.symbol, amount_sol=signal.amount_sol, trailing_stop=signal.trailing_stop)
         return {"result": "executed", "paid_sol": signal.amount_sol}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="The trading engine of Jarvis.")
-    parser.add_argument("--port", type=int, default=0, help="TCP port on loopback; 0 takes a free one")
-    parser.add_argument("--port-file", type=Path, metavar="FILE", help="write the port there once it listens")
+    parser = server_parser("The trading engine of Jarvis.")
     parser.add_argument("--trade", metavar="JSON", help="execute this one trade and end")
     args = parser.parse_args()
     configure("trading")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mmh3
 
-__all__ = ["BUCKETS", "bucket", "seed", "threshold"]
+__all__ = ["BUCKETS", "bucket", "in_below", "seed", "threshold"]
 
 BUCKETS = 100_000
 """So many buckets are there: a thousandth of a percent each."""
@@ -35,6 +37,20 @@ def bucket(seed_bytes: bytes, key: str) -> int:
     """
     high = mmh3.hash64(seed_bytes + key.encode("utf-8", "surrogatepass"), 0, x64arch=True, signed=False)[0]
     return (high * BUCKETS) >> 64
+
+
+def in_below(seed_bytes: bytes, limit: int) -> Callable[[str], bool]:
+    """A function that tells whether a key's bucket is below a limit, without working the bucket out.
+
+    Args:
+        seed_bytes: What `seed()` gave.
+        limit: A number of buckets, as `threshold()` gives it.
+    """
+    # (h * BUCKETS) >> 64 < limit, solved for h
+    cut = -(-(limit << 64) // BUCKETS)
+    hash64 = mmh3.hash64
+    # by keyword: mmh3 5.3 takes a fourth positional argument, but does not heed it
+    return lambda key: hash64(seed_bytes + key.encode("utf-8", "surrogatepass"), 0, signed=False)[0] < cut
 
 
 def threshold(percent: float) -> int:

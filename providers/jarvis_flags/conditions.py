@@ -6,17 +6,46 @@ only `exists: false` (and `not`) hold without the attribute. Comparing never rai
 
 from __future__ import annotations
 
+import functools
+import operator
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from jarvis_flags.regex import TEXT_MAX, RegexError, compile_regex
 
-__all__ = ["OPERATORS", "ConditionError", "Predicate", "compile_condition", "lookup", "parse_semver"]
+__all__ = [
+    "OPERATORS",
+    "OWN_NAMES",
+    "Asked",
+    "ConditionError",
+    "Predicate",
+    "all_of",
+    "any_of",
+    "compile_condition",
+    "parse_semver",
+    "reader",
+]
 
-Predicate = Callable[[Mapping[str, Any]], bool]
-"""Whether a segment holds for the attributes of a context."""
 
+class Asked(Protocol):
+    """What conditions look at: the attributes of a context, and what it says of itself."""
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        """What the application told."""
+        ...
+
+    def own(self, name: str) -> Any:
+        """The user, environment or request id by the name of an attribute; None where it is not known."""
+        ...
+
+
+Predicate = Callable[[Any], bool]
+"""Whether a segment holds for what is asked (an `Asked`)."""
+
+OWN_NAMES = frozenset({"user_id", "targetingKey", "environment", "request_id"})
+"""Attributes that a context has of itself; an attribute of the application's by the same name wins."""
 
 _MISSING = object()
 _Test = Callable[[Any], bool]
@@ -26,39 +55,56 @@ class ConditionError(ValueError):
     """An operator's literal that it cannot work with."""
 
 
-def lookup(attributes: Mapping[str, Any], name: str) -> Any:
-    """The attribute of that name, else the one that its dots lead to, else a marker that equals nothing."""
-    value = attributes.get(name, _MISSING)
-    if value is _MISSING and "." in name:
-        value = attributes
-        for part in name.split("."):
-            value = value.get(part, _MISSING) if isinstance(value, Mapping) else _MISSING
-    return value
+def reader(name: str) -> Callable[[Any], Any]:
+    """A function that finds an attribute of what is asked (an `Asked`), or None.
+
+    Args:
+        name: The attribute's name, else where its dots lead.
+    """
+    if name in OWN_NAMES:
+
+        def read_own(asked: Any) -> Any:
+            value = asked.attributes.get(name)
+            return asked.own(name) if value is None else value
+
+        return read_own
+    if "." not in name:
+        return lambda asked: asked.attributes.get(name)
+    path = name.split(".")
+
+    def read_nested(asked: Any) -> Any:
+        value = asked.attributes.get(name)
+        if value is None:
+            value = asked.attributes
+            for part in path:
+                value = value.get(part) if isinstance(value, Mapping) else None
+        return value
+
+    return read_nested
 
 
-def compile_condition(attribute: str, operator: str, literal: Any) -> Predicate:
+def compile_condition(attribute: str, op: str, literal: Any) -> Predicate:
     """One comparison as a function.
 
     Args:
         attribute: The attribute's name; dots lead into nested ones.
-        operator: One of OPERATORS.
+        op: One of OPERATORS.
         literal: What it is compared with.
 
     Raises:
         ConditionError: The operator cannot work with this literal.
     """
-    if operator == "exists":
+    read = reader(attribute)
+    if op == "exists":
         if not isinstance(literal, bool):
             raise ConditionError(f"got {literal!r}, want true or false")
-        return lambda attributes: (lookup(attributes, attribute) not in (_MISSING, None)) is literal
-    test = OPERATORS[operator](literal)
+        return lambda asked: (read(asked) is not None) is literal
+    test = OPERATORS[op](literal)
 
-    def holds(attributes: Mapping[str, Any]) -> bool:
-        value = attributes.get(attribute, _MISSING)
-        if value is _MISSING:
-            value = lookup(attributes, attribute)
-            if value is _MISSING:
-                return False
+    def holds(asked: Any) -> bool:
+        value = read(asked)
+        if value is None:
+            return False
         try:
             return test(value)
         except (TypeError, ValueError):  # an unhashable value, a comparison of unlike types: it does not hold
@@ -67,9 +113,22 @@ def compile_condition(attribute: str, operator: str, literal: Any) -> Predicate:
     return holds
 
 
-def _kind(value: Any) -> type:
-    """True is not 1, but 1 is 1.0."""
-    return bool if isinstance(value, bool) else float if isinstance(value, int | float) else type(value)
+def all_of(parts: Sequence[Predicate]) -> Predicate:
+    """Whether every part holds."""
+    return functools.reduce(_both, parts)
+
+
+def any_of(parts: Sequence[Predicate]) -> Predicate:
+    """Whether one part holds."""
+    return functools.reduce(_either, parts)
+
+
+def _both(first: Predicate, second: Predicate) -> Predicate:
+    return lambda asked: first(asked) and second(asked)
+
+
+def _either(first: Predicate, second: Predicate) -> Predicate:
+    return lambda asked: first(asked) or second(asked)
 
 
 def _scalar(literal: Any) -> Any:
@@ -79,8 +138,13 @@ def _scalar(literal: Any) -> Any:
 
 
 def _equals(literal: Any) -> _Test:
-    wanted, kind = _scalar(literal), _kind(literal)
-    return lambda value: bool(value == wanted) and _kind(value) is kind
+    wanted = _scalar(literal)
+    if isinstance(wanted, str):
+        return lambda value: bool(value == wanted)
+    if isinstance(wanted, bool):
+        return lambda value: value is wanted
+    # True is not 1, but 1 is 1.0
+    return lambda value: value.__class__ is not bool and bool(value == wanted)
 
 
 def _differs(literal: Any) -> _Test:
@@ -91,8 +155,12 @@ def _differs(literal: Any) -> _Test:
 def _one_of(literal: Any) -> _Test:
     if not isinstance(literal, list):
         raise ConditionError(f"got {literal!r}, want a list")
-    wanted = frozenset((_kind(_scalar(item)), item) for item in literal)
-    return lambda value: (_kind(value), value) in wanted
+    wanted = frozenset(_scalar(item) for item in literal)
+    if all(isinstance(item, str) for item in literal):
+        return lambda value: value in wanted
+    switches = frozenset(item for item in literal if isinstance(item, bool))
+    rest = frozenset(item for item in literal if not isinstance(item, bool))
+    return lambda value: value in (switches if value.__class__ is bool else rest)
 
 
 def _none_of(literal: Any) -> _Test:
@@ -107,13 +175,12 @@ def _text(literal: Any) -> str:
 
 
 def _contains(literal: Any) -> _Test:
-    wanted = _scalar(literal)
-    kind = _kind(wanted)
+    equal = _equals(literal)
 
     def test(value: Any) -> bool:
         if isinstance(value, str):
-            return kind is str and wanted in value
-        return isinstance(value, list | tuple) and any(item == wanted and _kind(item) is kind for item in value)
+            return isinstance(literal, str) and literal in value
+        return isinstance(value, list | tuple) and any(equal(item) for item in value)
 
     return test
 
@@ -138,10 +205,12 @@ def _matches(literal: Any) -> _Test:
 
 def _ordered(compare: Callable[[Any, Any], bool]) -> Callable[[Any], _Test]:
     def build(literal: Any) -> _Test:
-        kind = _kind(literal)
-        if kind not in (str, float):
+        if isinstance(literal, str):
+            return lambda value: isinstance(value, str) and compare(value, literal)
+        if isinstance(literal, bool) or not isinstance(literal, int | float):
             raise ConditionError(f"got {literal!r}, want a number or text")
-        return lambda value: _kind(value) is kind and compare(value, literal)
+        number = literal if isinstance(literal, int) else float(literal)
+        return lambda value: value.__class__ is not bool and compare(value, number)
 
     return build
 
@@ -193,15 +262,15 @@ OPERATORS: Mapping[str, Callable[[Any], _Test]] = {
     "starts_with": _starts_with,
     "ends_with": _ends_with,
     "matches": _matches,
-    "gt": _ordered(lambda value, literal: value > literal),
-    "ge": _ordered(lambda value, literal: value >= literal),
-    "lt": _ordered(lambda value, literal: value < literal),
-    "le": _ordered(lambda value, literal: value <= literal),
-    "semver_eq": _semver(lambda value, literal: value == literal),
-    "semver_gt": _semver(lambda value, literal: value > literal),
-    "semver_ge": _semver(lambda value, literal: value >= literal),
-    "semver_lt": _semver(lambda value, literal: value < literal),
-    "semver_le": _semver(lambda value, literal: value <= literal),
+    "gt": _ordered(operator.gt),
+    "ge": _ordered(operator.ge),
+    "lt": _ordered(operator.lt),
+    "le": _ordered(operator.le),
+    "semver_eq": _semver(operator.eq),
+    "semver_gt": _semver(operator.gt),
+    "semver_ge": _semver(operator.ge),
+    "semver_lt": _semver(operator.lt),
+    "semver_le": _semver(operator.le),
     "exists": lambda literal: lambda value: (value is not None) is literal,
 }
 """Builds the test of each operator from its literal."""

@@ -15,8 +15,8 @@ from typing import Any, Final, Protocol
 from openfeature.exception import ErrorCode
 from openfeature.flag_evaluation import Reason
 
-from jarvis_flags.buckets import bucket, seed, threshold
-from jarvis_flags.conditions import lookup
+from jarvis_flags.buckets import bucket, in_below, seed, threshold
+from jarvis_flags.conditions import reader
 from jarvis_flags.model import FlagDefinition, FlagStatus, RolloutRule
 from jarvis_flags.overrides import Override
 from jarvis_flags.parse import Segment, compile_segment, pin_name
@@ -77,6 +77,9 @@ class Evaluation:
     on: bool = False
 
 
+_NO_ATTRIBUTES: Mapping[str, Any] = MappingProxyType({})
+
+
 class Request:
     """One evaluation's question, and what its rules found out on the way.
 
@@ -89,32 +92,26 @@ class Request:
         key_missing: Whether a percentage rule found no key.
     """
 
-    __slots__ = ("_view", "attributes", "environment", "key_missing", "missed", "request_id", "user")
+    __slots__ = ("attributes", "environment", "key_missing", "missed", "request_id", "user")
 
     def __init__(
         self,
         user: str | None,
         environment: str,
         request_id: str | None = None,
-        attributes: Mapping[str, Any] | None = None,
+        attributes: Mapping[str, Any] = _NO_ATTRIBUTES,
     ) -> None:
         self.user = user
         self.environment = environment
         self.request_id = request_id
-        self.attributes: Mapping[str, Any] = attributes or {}
-        self.missed = False
-        self.key_missing = False
-        self._view: Mapping[str, Any] | None = None
+        self.attributes = attributes
+        self.missed = self.key_missing = False
 
-    def view(self) -> Mapping[str, Any]:
-        """The attributes together with user_id, environment and request_id, for segments."""
-        if self._view is None:
-            own = {"user_id": self.user, "targetingKey": self.user, "environment": self.environment}
-            known = {key: value for key, value in own.items() if value is not None}
-            if self.request_id is not None:
-                known["request_id"] = self.request_id
-            self._view = {**known, **self.attributes} if self.attributes else known
-        return self._view
+    def own(self, name: str) -> str | None:
+        """What a condition finds under an attribute that the request has of itself."""
+        if name == "environment":
+            return self.environment
+        return self.request_id if name == "request_id" else self.user
 
 
 Decide = Callable[[Request], Evaluation | None]
@@ -529,7 +526,7 @@ def _gated(rule: RolloutRule, inputs: Inputs, decide: Decide) -> Decide:
         decide = lambda request: inner(request) if request.environment in allowed else None  # noqa: E731
     if rule.segment is not None:
         holds, behind = compile_segment(rule.segment, inputs.segments), decide
-        decide = lambda request: behind(request) if holds(request.view()) else None  # noqa: E731
+        decide = lambda request: behind(request) if holds(request) else None  # noqa: E731
     return decide
 
 
@@ -549,7 +546,7 @@ def _rule(index: int, rule: RolloutRule, results: _Results, runtime: float | Non
     if rule.type == "user_segment":
         holds = compile_segment(rule.value, results.inputs.segments)
         named = f"segment {rule.value}" if isinstance(rule.value, str) else "a segment of its own"
-        return lambda request: match if holds(request.view()) else None, named
+        return lambda request: match if holds(request) else None, named
     schedule, clock = parse_schedule(rule.value), results.inputs.clock
     if schedule.ramp is None:
         return lambda _: match if schedule.holds(clock()) else None, "a schedule"
@@ -565,8 +562,8 @@ def _served(rule: RolloutRule, results: _Results, reason: Reason, /, **metadata:
 
 def _keyed(rule: RolloutRule) -> Callable[[Request], str | None]:
     if rule.by is not None:
-        by = rule.by
-        return lambda request: targeting_key(lookup(request.view(), by))
+        read = reader(rule.by)
+        return lambda request: targeting_key(read(request))
     return lambda request: request.user or request.request_id
 
 
@@ -594,12 +591,15 @@ def _percentage(name: str, rule: RolloutRule, results: _Results, runtime: float 
 
         return decide_for_all, words
 
+    is_in = in_below(seed_bytes, limit)
+    by_user = rule.by is None
+
     def decide(request: Request) -> Evaluation | None:
-        key = key_of(request)
+        key = (request.user or request.request_id) if by_user else key_of(request)
         if key is None:
             request.missed = request.key_missing = True
             return keyless
-        if bucket(seed_bytes, key) < limit:
+        if is_in(key):
             return match
         request.missed = True
         return out

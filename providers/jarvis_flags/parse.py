@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from jarvis_flags.buckets import threshold
-from jarvis_flags.conditions import OPERATORS, ConditionError, Predicate, compile_condition
+from jarvis_flags.conditions import OPERATORS, ConditionError, Predicate, all_of, any_of, compile_condition
 from jarvis_flags.model import FlagDefinition, FlagStatus, RolloutRule
 from jarvis_flags.schedule import ScheduleError, parse_moment, parse_schedule
 from jarvis_flags.tree import NumberText, TreeMap, plain
@@ -545,14 +545,14 @@ def _condition(place: _Place, depth: int) -> Predicate | None:
     if not place.mapping():
         return None
     value = place.value
-    for word, combine in (("all", all), ("any", any)):
+    for word, combine in (("all", all_of), ("any", any_of)):
         if word in value:
             place.known((word,))
             return _combined(place.at(word), combine, depth)
     if "not" in value:
         place.known(("not",))
         inner = _condition(place.at("not"), depth + 1)
-        return None if inner is None else lambda attributes: not inner(attributes)
+        return None if inner is None else lambda asked: not inner(asked)
     place.known(("attribute", "op", "value"))
     attribute, operator = place.at("attribute"), place.at("op")
     if not isinstance(attribute.value, str) or not attribute.value:
@@ -568,17 +568,14 @@ def _condition(place: _Place, depth: int) -> Predicate | None:
         return None
 
 
-def _combined(place: _Place, combine: Callable[[Iterable[bool]], bool], depth: int) -> Predicate | None:
+def _combined(place: _Place, combine: Callable[[Sequence[Predicate]], Predicate], depth: int) -> Predicate | None:
     if not isinstance(place.value, list) or not place.value:
         place.wrong(f"got {_shown(place.value)}, want a list of conditions")
         return None
     parts = [_condition(part, depth + 1) for part in place.each()]
     if any(part is None for part in parts):
         return None
-    predicates: tuple[Predicate, ...] = tuple(part for part in parts if part is not None)
-    if len(predicates) == 1:
-        return predicates[0]
-    return lambda attributes: combine(holds(attributes) for holds in predicates)
+    return combine([part for part in parts if part is not None])
 
 
 def _looks_dangerous(value: Any) -> bool:

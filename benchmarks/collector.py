@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from google.protobuf.json_format import ParseDict
+from google.protobuf.json_format import ParseDict  # type: ignore[import-untyped]
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from benchmarks.harness import MICRO, Row, Side, compare, cpu_of_process, main, per_call, started
@@ -194,7 +194,7 @@ def _protobuf(body: bytes) -> bytes:
     ParseDict(document, request)
     for record in request.resource_logs[0].scope_logs[0].log_records:
         record.trace_id, record.span_id = bytes.fromhex(TRACE_ID), bytes.fromhex(SPAN_ID)
-    return request.SerializeToString()
+    return bytes(request.SerializeToString())
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def measure(quick: bool) -> list[Row]:
     flags = FeatureFlagManager(path)
     flagd = FlagdCore()
     flagd.set_flags({"flags": {flag: _flagd_flag(targeting) for flag, targeting in FLAGD_TARGETING.items()}})
-    insider = {"plan": "pro", "email": "dexter@jarvis.dev", "trades": 250}
+    insider: dict[str, Any] = {"plan": "pro", "email": "dexter@jarvis.dev", "trades": 250}
     contexts = [EvaluationContext(user_id=user, attributes=insider) for user in USERS]
     flagd_contexts = [OpenFeatureContext(user, insider) for user in USERS]
     _same_answers(flags, flagd, contexts, flagd_contexts)

@@ -202,14 +202,14 @@ def main(measure: Callable[[bool], list[Row]]) -> None:
 
 def markdown(rows: list[Row]) -> str:
     """The rows as one table."""
-    cells = [["what", "ours", "peer", "ratio (min–max)", "target", "how measured"], ["---"] * 6]
+    cells = [["what", "ours", "peer", "ratio (lowest to highest)", "target", "how measured"], ["---"] * 6]
     cells += [
         [
             row.what,
             f"{row.ours:,.2f} {row.unit}",
             f"{row.peer:,.2f} {row.unit}: {row.peer_name}",
-            f"{row.ratio:.2f}x ({row.lowest:.2f}–{row.highest:.2f})",
-            "–" if row.target is None else f"≤ {row.target:.2f}x {'met' if row.ratio <= row.target else 'missed'}",
+            f"{row.ratio:.2f}x ({row.lowest:.2f} to {row.highest:.2f})",
+            "none" if row.target is None else f"≤ {row.target:.2f}x {'met' if row.ratio <= row.target else 'missed'}",
             row.how,
         ]
         for row in rows

@@ -26,7 +26,6 @@ from jarvis_otel.handlers import PipelineProcessor, flush_at_sigterm, install_lo
 from jarvis_otel.manager import FeatureFlagManager
 from jarvis_otel.runtime import RUNTIME
 from jarvis_otel.settings import Settings
-from jarvis_otel.version import __version__
 
 __all__ = ["Handle", "configure", "configure_logging", "get_flags"]
 
@@ -135,8 +134,6 @@ def _resource(found: Resource, service: str, *, environment: str) -> Resource:
     attributes = {
         "service.name": service,
         "deployment.environment.name": environment,
-        "telemetry.distro.name": "jarvis-otel",
-        "telemetry.distro.version": __version__,
     }
     if "host.name" not in found.attributes:
         attributes["host.name"] = socket.gethostname()

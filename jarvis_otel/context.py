@@ -29,14 +29,16 @@ class Operation:
 
     Attributes:
         correlation_id, user_id, request_id, session_id: Ids that records of this operation carry, or None.
+        service: The service whose `logger.context` opened it, or None.
         fields: Further keywords that its records carry in their `context`.
         declared: Ids of flags that its records list even where they were not evaluated.
         evaluated: What was evaluated: variant, and whether that counts as on, by flag id.
     """
 
-    __slots__ = ("correlation_id", "declared", "evaluated", "fields", "request_id", "session_id", "user_id")
+    __slots__ = ("correlation_id", "declared", "evaluated", "fields", "request_id", "service", "session_id", "user_id")
 
     def __init__(self, outer: Operation | None = None) -> None:
+        self.service: str | None = outer.service if outer else None
         self.correlation_id: str | None = outer.correlation_id if outer else None
         self.user_id: str | None = outer.user_id if outer else None
         self.request_id: str | None = outer.request_id if outer else None
@@ -127,6 +129,7 @@ class LogContext:
 
     def __enter__(self) -> Self:
         operation = Operation(current_operation())
+        operation.service = self._service
         for key, value in self._ids.items():
             setattr(operation, key, value)
         if self._flags:

@@ -22,7 +22,7 @@ from opentelemetry.context import get_current
 from opentelemetry.metrics import CallbackOptions, Observation
 
 from jarvis_otel.context import note_evaluation
-from jarvis_otel.logger import get_logger
+from jarvis_otel.logger import emit_event
 from jarvis_otel.runtime import RUNTIME
 
 __all__ = [
@@ -170,7 +170,8 @@ def report_event(
         attributes[ERROR_MESSAGE] = error_message
     exported = {key: value for key, value in attributes.items() if value not in (None, "")}
     given = variant if error_code is None else f"{error_code.value}, the caller's default"
-    get_logger("jarvis_flags").event(EVENT_NAME, f"{flag_id} = {given}", attributes=exported)
+    # not for a console, where each record shows its flags
+    emit_event("jarvis_flags", EVENT_NAME, f"{flag_id} = {given}", attributes=exported, shown=False)
     if RUNTIME.settings is not None and RUNTIME.settings.span_events:
         span.add_event(EVENT_NAME, exported)
 

@@ -33,7 +33,7 @@ from jarvis_otel.encode import (
 from jarvis_otel.runtime import RUNTIME
 from jarvis_otel.settings import LEVELS
 
-__all__ = ["OwnLogRecord", "StructuredLogger", "compose_standard", "entry_of", "get_logger", "ship"]
+__all__ = ["OwnLogRecord", "StructuredLogger", "compose_standard", "emit_event", "entry_of", "get_logger", "ship"]
 
 _UNSET: Any = object()
 _URGENT = SeverityNumber.WARN.value
@@ -199,19 +199,6 @@ class StructuredLogger:
                 keywords["evaluation_context"] = clean(context)
             self._log(logging.INFO, f"Flag {flag}: {variant}", False, keywords, event="feature_flag.evaluation")
 
-    def event(self, name: str, message: str, *, level: str = "INFO", attributes: Mapping[str, Any]) -> None:
-        """Writes an OpenTelemetry event whose attributes already have their OTLP names.
-
-        Args:
-            name: The event name.
-            message: What happened, for people.
-            level: DEBUG, INFO, WARNING, ERROR or CRITICAL.
-            attributes: Written as they are.
-        """
-        number = LEVELS[level]
-        if self.level <= number:
-            self._log(number, message, False, {}, event=name, attributes=attributes)
-
     def _log(
         self,
         level: int,
@@ -220,13 +207,12 @@ class StructuredLogger:
         context: dict[str, Any],
         *,
         event: str | None = None,
-        attributes: Mapping[str, Any] | None = None,
     ) -> None:
         """Composes and hands out one record; every public method calls it directly, so the caller is two frames up."""
         try:
             if message is _UNSET:
                 message = context.pop("message", "")
-            frame = sys._getframe(2) if attributes is None else None  # noqa: SLF001
+            frame = sys._getframe(2)  # noqa: SLF001
             error, exception = _error_of(exc_info) if exc_info else (None, None)
             operation = current_operation()
             keywords = context
@@ -244,8 +230,6 @@ class StructuredLogger:
                 source=_source_of(frame),
             )
             record.event = event
-            if attributes is not None:
-                record.attributes = attributes
             ship(record, self._scope)
         except Exception as problem:  # telemetry never raises into the application, and loses no message either
             exception = None
@@ -270,6 +254,48 @@ def get_logger(service: str) -> StructuredLogger:
         service: The component that logs: "trading", "telegram", "api", …
     """
     return StructuredLogger(service)
+
+
+def emit_event(
+    logger: str, name: str, message: str, *, level: str = "INFO", attributes: Mapping[str, Any], shown: bool = True
+) -> None:
+    """Writes an OpenTelemetry event whose attributes already have their OTLP names; never raises.
+
+    Its service is that of the operation around it, else that of the process.
+
+    Args:
+        logger: The name of the logger, which is the scope.
+        name: The event name.
+        message: What happened, for people.
+        level: DEBUG, INFO, WARNING, ERROR or CRITICAL.
+        attributes: Written as they are.
+        shown: Whether the standard handlers, such as a console, get it too.
+    """
+    number = LEVELS[level]
+    if get_logger(logger).level > number:
+        return
+    try:
+        operation = current_operation()
+        record = _compose(
+            time_ns=time.time_ns(),
+            level=number,
+            message=clean_text(message),
+            service=(operation.service if operation is not None else None) or process_service() or logger,
+            logger=logger,
+            keywords={},
+            operation=operation,
+            error=None,
+            source=None,
+        )
+        record.event = name
+        record.attributes = attributes
+        ship(record, otlp_scope(logger))
+        if shown:
+            _hand_to_standard(logging.getLogger(logger), record, number, None)
+        _hand_to_processors(record)
+    except Exception:  # telemetry never raises into the application; the loss is counted
+        if RUNTIME.pipeline is not None:
+            RUNTIME.pipeline.count_failed()
 
 
 def _compose(

@@ -28,7 +28,7 @@ from jarvis_otel.admin.service import FlagAdmin, Outcome
 from jarvis_otel.admin.store import Author, FileStore, MemoryStore
 from jarvis_otel.context import current_operation
 from jarvis_otel.flag_hook import EvaluationHook, record_evaluation, report_event, result_name
-from jarvis_otel.logger import get_logger
+from jarvis_otel.logger import emit_event
 
 __all__ = ["FeatureFlagManager", "announce"]
 
@@ -420,19 +420,21 @@ def announce(entry: AuditEntry) -> None:
     old, new = (values["state"] if values else "file" for values in (entry.old, entry.new))
     percentage = f" at {entry.new['percentage']:g} %" if entry.new and "percentage" in entry.new else ""
     because = f": {entry.reason}" if entry.reason else ""
-    get_logger("jarvis_flags").event(
+    emit_event(
+        "jarvis_flags",
         "jarvis.flag.changed",
         f"{entry.flag}: {old} → {new}{percentage} by {entry.who}{because}",
+        # not `jarvis.flag.*`, where each key is a flag's
         attributes={
             "feature_flag.key": entry.flag,
-            "jarvis.flag.action": entry.action,
-            "jarvis.flag.old": old,
-            "jarvis.flag.new": new,
-            "jarvis.flag.revision": entry.revision,
-            "jarvis.actor": entry.who,
-            "jarvis.via": entry.via,
-            "jarvis.reason": entry.reason,
-            "jarvis.audit.hash": entry.hash,
+            "jarvis.change.action": entry.action,
+            "jarvis.change.old": old,
+            "jarvis.change.new": new,
+            "jarvis.change.revision": entry.revision,
+            "jarvis.change.actor": entry.who,
+            "jarvis.change.via": entry.via,
+            "jarvis.change.reason": entry.reason,
+            "jarvis.change.audit_hash": entry.hash,
         },
     )
 

@@ -25,7 +25,7 @@ from jarvis_otel.context import note_evaluation
 from jarvis_otel.encode import clean
 from jarvis_otel.formatters import HumanFormatter, JSONFormatter
 from jarvis_otel.handlers import PipelineProcessor, install_logging
-from jarvis_otel.logger import StructuredLogger, get_logger
+from jarvis_otel.logger import StructuredLogger, emit_event, get_logger
 from jarvis_otel.pipeline import Pipeline
 from jarvis_otel.runtime import RUNTIME
 from jarvis_otel.settings import Settings
@@ -220,9 +220,7 @@ def test_trade_events_and_api_calls_and_evaluations_have_their_own_form(caplog):
 
 
 def test_an_event_has_its_name_and_its_attributes_as_they_are(setup, sink):
-    get_logger("jarvis").event(
-        "feature_flag.evaluation", "Flag X: on", attributes={"feature_flag.key": "X", "user.id": "u"}
-    )
+    emit_event("jarvis", "feature_flag.evaluation", "Flag X: on", attributes={"feature_flag.key": "X", "user.id": "u"})
     (record,) = shipped(setup, sink)
     attributes = attributes_of(record)
     assert record["eventName"] == "feature_flag.evaluation"

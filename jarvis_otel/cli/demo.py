@@ -238,7 +238,6 @@ class _Demo:
         from jarvis_otel.query.log_query import LogQuery  # noqa: PLC0415 - `jarvis --help` needs none of it
 
         self._paint = Paint(color=wants_color(sys.stdout))
-        self._width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         # neither the user's settings, nor colours amid what is checked
         foreign = ("JARVIS_", "OTEL_", "FF_", "FORCE_COLOR")
         self._environ = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
@@ -308,7 +307,7 @@ class _Demo:
         self._command(query, "InsufficientBalanceError")
 
         self._step(2, "Its correlation id")
-        record = self._record(f"{query} --format jsonl", "correlation_id", "user_id", "error")
+        record = self._record(f"{query} --format jsonl", "correlation_id", "user_id", "flags")
         correlation_id, context = record["correlation_id"], record["context"]
         self._expect(record["user_id"] == _BROKE, f"the error is that of user {_BROKE}, not {record['user_id']}")
 
@@ -397,7 +396,7 @@ class _Demo:
         self._prompt(command)
         code, out = self._children.shell(command, self._environ)
         for line in out.splitlines():
-            self._say(self._fitting(f"  {line}"))
+            self._say(f"  {line}")
         missing = [text for text in wanted if text not in out]
         self._expect(not missing, f"`{command}` shows {', '.join(missing)}")
         self._expect(code == status, f"`{command}` ends with {status}, not {code}")
@@ -410,15 +409,12 @@ class _Demo:
         self._expect(len(records) == 1, f"`{command}` finds one record, not {len(records)}")
         record: dict[str, Any] = records[0]
         for key in keys:
-            self._say(self._fitting(f"  … {json.dumps(key)}: {json.dumps(record.get(key))}"))
+            self._say(f"  … {json.dumps(key)}: {json.dumps(record.get(key))}")
         return record
 
     def _prompt(self, command: str) -> None:
         for line in command.split("\n"):
             self._say(f"{self._paint('$', 'dim')} {self._paint(line, 'bold')}")
-
-    def _fitting(self, line: str) -> str:
-        return line if self._width is None or len(line) <= self._width else f"{line[: self._width - 1]}…"
 
     def _expect(self, holds: bool, what: str) -> None:
         if not holds:

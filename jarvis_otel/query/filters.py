@@ -22,6 +22,7 @@ __all__ = [
     "flag_filter",
     "flag_states",
     "interval_filter",
+    "is_evaluation",
     "level_filter",
     "text_filter",
     "trace_filter",
@@ -165,6 +166,11 @@ def flag_states(record: Record) -> dict[str, str]:
     if isinstance(flags, dict):
         states.update((key, value) for key, value in flags.items() if isinstance(value, str))
     return states
+
+
+def is_evaluation(record: Record) -> bool:
+    """Whether a record is the event of an evaluation: it tells of a flag, not of what was done under it."""
+    return record.get("event") == "feature_flag.evaluation"
 
 
 def text_filter(text: str) -> Filter:

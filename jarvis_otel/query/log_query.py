@@ -20,6 +20,7 @@ from jarvis_otel.query.filters import (
     flag_filter,
     flag_states,
     interval_filter,
+    is_evaluation,
     level_filter,
     text_filter,
     trace_filter,
@@ -297,6 +298,8 @@ class LogQuery:
         is_error = level_filter("ERROR").matches
         rates: dict[str, dict[str, FlagRate]] = {}
         for record in self.iterate(since=since, until=until):
+            if is_evaluation(record):
+                continue
             errors = is_error(record)
             for flag_id, variant in flag_states(record).items():
                 rate = rates.setdefault(flag_id, {}).setdefault(variant, FlagRate())

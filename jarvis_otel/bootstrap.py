@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 import socket
 import sys
@@ -105,6 +106,10 @@ def configure(
     setup = install_logging(settings, resource.attributes, console=console)
     endings.append(setup.uninstall)
     if setup.pipeline is not None:
+        # the pipeline says in one line that there is no collector; the span exporter would say it for each batch
+        exporter_log = logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+        exporter_log.addFilter(_is_no_retry)
+        endings.insert(0, lambda: exporter_log.removeFilter(_is_no_retry))
         _receive_api_logs(setup.pipeline, resource)
         flush_at_sigterm(setup.pipeline, [flush_spans])
     if isinstance(api.get_client().provider, NoOpProvider):
@@ -176,6 +181,10 @@ def _receive_api_logs(pipeline: Any, resource: Resource) -> None:
         provider = LoggerProvider(resource=resource, shutdown_on_exit=False)
         set_logger_provider(provider)
     provider.add_log_record_processor(PipelineProcessor(pipeline))
+
+
+def _is_no_retry(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.ERROR
 
 
 def _bounded(shutdown: Callable[[], Any]) -> None:

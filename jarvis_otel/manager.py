@@ -132,8 +132,7 @@ class FeatureFlagManager:
                     settings = self._settings or FlagSettings.load()
                     if self._path is not None:
                         settings = replace(settings, flags_file=Path(self._path).absolute(), flags_file_named=True)
-                    service = self._service or os.environ.get("OTEL_SERVICE_NAME") or "unknown_service"
-                    self._source = FileSource(settings, watch=True, service=service)
+                    self._source = FileSource(settings, watch=True, service=self._service or settings.service)
             return self._source
 
     # --- evaluating ---

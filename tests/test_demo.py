@@ -154,6 +154,14 @@ def test_a_server_that_does_not_start_is_one_line_and_leaves_nothing_running(dir
     assert processes_of(directory / ".demo") == []
 
 
+def test_without_the_collector_extra_one_line_says_what_to_install(directory):
+    (directory / "sitecustomize.py").write_text("import sys; sys.modules['httptools'] = None")
+    result = demo(directory, env={**os.environ, "PYTHONPATH": str(directory)})
+    line = "jarvis demo: httptools is missing: pip install 'jarvis-otel[collector]'\n"
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", line)
+    assert not (directory / ".demo").exists()
+
+
 def test_the_flags_of_the_project_and_of_the_example_are_those_that_users_have():
     files = (CHECKOUT / "config", CHECKOUT / "examples" / "jarvis_bot" / "config")
     ours, example = (parse_flags(load_tree((place / "flags.yaml").read_bytes()), "flags.yaml") for place in files)
@@ -207,7 +215,7 @@ def test_the_readme_works_as_it_is_written(directory):
             )
             assert (command, result.returncode, "Traceback" in result.stderr) == (command, 0, False)
             assert result.stdout or command.startswith("jarvis run"), command
-        assert result.stderr == ""
+        assert result.stderr == "unchanged, True\n"
     finally:
         for process in reversed(running):
             process.terminate()

@@ -76,7 +76,7 @@ def serve(
             if route is None:
                 self.answer(404, {"error": f"no {self.path} here"})
                 return
-            with server_operation(self.headers, f"POST {self.path}", service):
+            with server_operation(dict(self.headers.items()), f"POST {self.path}", service):
                 try:
                     status, answer = route(self.body())
                 except ValueError as error:

@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from http_json import Answer, serve, server_parser
 
@@ -41,7 +41,7 @@ class Signal:
     trailing_stop: bool = False
 
     @classmethod
-    def of(cls, body: Mapping[str, Any]) -> "Signal":
+    def of(cls, body: Mapping[str, Any]) -> Self:
         """A signal from its JSON form.
 
         Raises:

@@ -72,8 +72,9 @@ def run(args: argparse.Namespace) -> int:  # noqa: ARG001
     try:
         if find_spec("httptools") is None:
             raise _RefusedError("httptools is missing: pip install 'jarvis-otel[collector]'")
+        example = _example()
         with _own_directory(Path.cwd() / ".demo") as home, _Children(home) as children:
-            _Demo(home, _example(), children).run()
+            _Demo(home, example, children).run()
     except _RefusedError as error:
         print(f"jarvis demo: {error}", file=sys.stderr)
         return 2
@@ -158,18 +159,17 @@ class _Children:
         if self._holding:
             self._held = number
         else:
+            self._holding = True  # a second one must not interrupt the way out
             raise _SignalledError(number)
 
     def start(self, command: Sequence[str], environ: Mapping[str, str], **streams: Any) -> subprocess.Popen[str]:
         """Starts a process; no signal can come between its start and its entry in the list of those to end."""
         self._holding = True
-        try:
-            process = subprocess.Popen(  # noqa: S603
-                command, env=environ, stdin=subprocess.DEVNULL, text=True, start_new_session=True, **streams
-            )
-            self._started.append(process)
-        finally:
-            self._holding = False
+        process = subprocess.Popen(  # noqa: S603
+            command, env=environ, stdin=subprocess.DEVNULL, encoding="utf-8", start_new_session=True, **streams
+        )
+        self._started.append(process)
+        self._holding = False
         if self._held is not None:
             raise _SignalledError(self._held)
         return process
@@ -232,17 +232,22 @@ class _Demo:
     """
 
     def __init__(self, home: Path, example: Path, children: _Children) -> None:
+        from jarvis_otel.query.log_query import LogQuery  # noqa: PLC0415 - `jarvis --help` needs none of it
+
         self._home = home
         self._example = example
         self._children = children
-        from jarvis_otel.query.log_query import LogQuery  # noqa: PLC0415 - `jarvis --help` needs none of it
-
         self._paint = Paint(color=wants_color(sys.stdout))
         # neither the user's settings, nor colours amid what is checked
         foreign = ("JARVIS_", "OTEL_", "FF_", "FORCE_COLOR")
         self._environ = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         # a proxy would not reach this machine's loopback
-        self._environ |= {"JARVIS_HOME": str(home), "no_proxy": "*", "PYTHONUNBUFFERED": "1"}
+        self._environ |= {
+            "JARVIS_HOME": str(home),
+            "no_proxy": "*",
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONIOENCODING": "utf-8",
+        }
         self._logs = LogQuery(home / "logs")
         self._ports: dict[str, int] = {}
 
@@ -329,14 +334,15 @@ class _Demo:
 
         self._step(6, "The same trade under these flags, in a fresh process that knows no other state")
         trade = {"id": "again", "user_id": _BROKE, "symbol": context["symbol"], "amount_sol": context["amount_sol"]}
-        reproduce = f'eval "$(jarvis logs reproduce {correlation_id} --include-dangerous)"'
+        same_flags = (
+            f'export JARVIS_STATE_DIR=fresh\neval "$(jarvis logs reproduce {correlation_id} --include-dangerous)"'
+        )
         program = shlex.quote(str(_shortest(self._example / "trading.py")))
         again = f"python {program} --trade {shlex.quote(json.dumps(trade))}"
-        self._environ["JARVIS_STATE_DIR"] = "fresh"
         error = f"{record['error']['type']}: {record['error']['message']}"
-        self._command(f"{reproduce}\n{again}", error, status=1)
+        self._command(f"{same_flags}\n{again}", error, status=1)
         self._say("The same error. And with the flag on:")
-        self._command(f"{reproduce}\nexport FF_ADVANCED_TRADING_ENABLED=true\n{again}", '"executed"')
+        self._command(f"{same_flags}\nexport FF_ADVANCED_TRADING_ENABLED=true\n{again}", '"executed"')
 
     # --- doing ---
 
@@ -361,7 +367,7 @@ class _Demo:
 
     def _order(self, user: str, wanted_status: int, wanted: str) -> None:
         status, answer = self._post("api", "/orders", {"user_id": user, "symbol": "WIF", "amount_sol": 1.0})
-        result = answer.get("error") or f"{answer.get('result')}, {answer.get('paid_sol'):g} SOL paid"
+        result = answer.get("error") or f"{answer['result']}, {answer['paid_sol']:g} SOL paid"
         self._say(f"POST /orders of user {user} → {status} {result} (Dexter says {answer.get('dexter')})")
         self._expect(status == wanted_status and wanted in result, f"the order of user {user} gives {wanted!r}")
 
@@ -389,7 +395,9 @@ class _Demo:
         self._say(f"\n{self._paint(f'{number}. {text}', 'bold')}")
 
     def _say(self, text: str) -> None:
-        print(text, flush=True)
+        # UTF-8 whatever the terminal says, as `jarvis logs` writes it
+        sys.stdout.buffer.write(f"{text}\n".encode("utf-8", "backslashreplace"))
+        sys.stdout.buffer.flush()
 
     def _command(self, command: str, *wanted: str, status: int = 0) -> None:
         """Runs a command, shows it with its output, and checks that the output holds what is wanted."""
@@ -397,9 +405,10 @@ class _Demo:
         code, out = self._children.shell(command, self._environ)
         for line in out.splitlines():
             self._say(f"  {line}")
+        shown = command.replace("\n", "; ")
         missing = [text for text in wanted if text not in out]
-        self._expect(not missing, f"`{command}` shows {', '.join(missing)}")
-        self._expect(code == status, f"`{command}` ends with {status}, not {code}")
+        self._expect(not missing, f"`{shown}` shows {', '.join(missing)}")
+        self._expect(code == status, f"`{shown}` ends with {status}, not {code}")
 
     def _record(self, command: str, *keys: str) -> dict[str, Any]:
         """The one record that a query finds; of it these keys are shown."""

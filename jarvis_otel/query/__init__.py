@@ -1,0 +1,1 @@
+"""Asking the log files: LogQuery and what `jarvis logs` stands on."""

@@ -36,7 +36,7 @@ def timeline(trace: Trace, paint: Paint) -> Iterator[str]:
     shown: dict[str, dict[str, str]] = {}
     for (time, rank, *_), item in steps:
         service = _service(item)
-        news = {key: value for key, value in flag_states(item).items() if shown.get(service, {}).get(key) != value}
+        news = {key: value for key, value in _states(item).items() if shown.get(service, {}).get(key) != value}
         shown.setdefault(service, {}).update(news)
         depth = depths.get(str(item.get("span_id")), -1) + rank
         prefix = f"{_seconds(time, start):>10}  {paint(service.ljust(width), 'cyan')}  {'  ' * depth}"
@@ -86,6 +86,16 @@ def _span_text(span: Record, news: Mapping[str, str], paint: Paint) -> str:
     if isinstance(status, dict) and status.get("code") == "error":
         parts.append(paint(printable(f"error {status.get('message') or ''}".strip()), "red"))
     return "  ".join(part for part in (*parts, flags_suffix(news, paint)) if part)
+
+
+def _states(item: Record) -> Mapping[str, str]:
+    """The flags that a step shows: an evaluation shows its own, and leaves the others to the next record."""
+    states = flag_states(item)
+    if not is_evaluation(item):
+        return states
+    context = item.get("context")
+    key = context.get("feature_flag.key") if isinstance(context, dict) else None
+    return {key: states[key]} if key in states else {}
 
 
 def _evaluation(record: Record, paint: Paint) -> str:

@@ -73,7 +73,7 @@ class YamlFlagProvider(AbstractProvider):
         settings = self._settings or FlagSettings.load()
         if self._path is not None:
             settings = _with_file(settings, Path(self._path).absolute())
-        return FileSource(settings, watch=True, service=os.environ.get("OTEL_SERVICE_NAME") or "unknown_service")
+        return FileSource(settings, watch=True, service=settings.service)
 
     @property
     def source(self) -> FlagSource:

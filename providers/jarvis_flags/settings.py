@@ -179,6 +179,7 @@ class FlagSettings:
         allow_local: Whether flags.local.yaml may turn flags on in prod.
         pins: The variables `FF_<FLAG>` as they stand, by their full name.
         flags_file_named: Whether somebody named the flag file, and so counts on it.
+        service: What the process is called (OTEL_SERVICE_NAME).
     """
 
     home: Path
@@ -189,6 +190,7 @@ class FlagSettings:
     allow_local: bool = False
     pins: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     flags_file_named: bool = False
+    service: str = "unknown_service"
 
     @property
     def flags_state_dir(self) -> Path:
@@ -213,6 +215,7 @@ class FlagSettings:
             allow_local=source.flag("allow_local"),
             pins=MappingProxyType({k: v for k, v in source.environ.items() if k.startswith("FF_") and len(k) > 3}),
             flags_file_named=named,
+            service=source.environ.get("OTEL_SERVICE_NAME") or "unknown_service",
         )
 
     @classmethod

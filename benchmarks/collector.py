@@ -26,7 +26,7 @@ TRACE_ID, SPAN_ID = "5b8efff798038103d269b633813fc60c", "eee19b7ec3c1b174"
 
 
 def measure(quick: bool) -> list[Row]:
-    rounds, requests, seconds = (5, 5, 0.5) if quick else (20, 20, 1.0)
+    rounds, requests, seconds = (5, 5, 0.5) if quick else (20, 10, 1.0)
     home = Path(os.environ["JARVIS_HOME"])
     with _collector(home) as (process, port):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)

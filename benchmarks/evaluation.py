@@ -58,7 +58,7 @@ class EmptyHook(Hook):
 
 
 def measure(quick: bool) -> list[Row]:
-    rounds, calls = (7, 5_000) if quick else (25, 20_000)
+    rounds, calls = (9, 4_000) if quick else (30, 8_000)
     path = Path(os.environ["JARVIS_HOME"], "config", "flags.yaml")
     path.write_text(FLAGS)
     flags = FeatureFlagManager(path)

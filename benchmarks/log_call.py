@@ -68,13 +68,13 @@ _context: contextvars.ContextVar[dict[str, Any]] = contextvars.ContextVar("conte
 
 def measure(quick: bool) -> list[Row]:
     # a slice must fit into the queues: nothing is dropped on either side
-    rounds, calls = (7, 2_000) if quick else (25, 5_000)
+    rounds, calls = (9, 1_000) if quick else (40, 1_000)
     with started("-m", "benchmarks.sink") as process:
         assert process.stdout is not None
         endpoint = f"http://127.0.0.1:{int(process.stdout.readline())}"
         return [
             *_calls(rounds, calls, endpoint),
-            _disabled(rounds, calls * 10, endpoint),
+            _disabled(rounds, calls * 20, endpoint),
             _imports(5 if quick else 15),
         ]
 

@@ -65,6 +65,7 @@ def test_the_demo_walks_from_an_error_to_the_flag_that_was_off_and_leaves_nothin
     correlation_id = re.search(r"\bid (trade-[0-9a-f]{8})", walk)[1]
     trace = walk[walk.index(f"$ jarvis logs trace {correlation_id}") : walk.index("4. The flag that was OFF")]
     assert all(f"  {service} " in trace for service in ("api", "dexter", "trading"))
+    assert ", 3 services, " in trace
     assert "ADVANCED_TRADING_ENABLED=off" in trace
     assert "InsufficientBalanceError: Wallet has 0.5 SOL, need 1 SOL" in trace
     assert f"$ jarvis logs reproduce {correlation_id}\n  export FF_ADVANCED_TRADING_ENABLED=false\n" in walk

@@ -363,7 +363,7 @@ class _Results:
         self.typed = definition.variants is not None
         self.boolean = definition.value_type == "boolean"
         self.variants: Mapping[str, Any] = definition.variants or {"on": True, "off": False}
-        self._metadata = inputs.metadata
+        self._metadata = {**definition.metadata, **inputs.metadata}
         self.dynamic = bool(definition.rules or definition.environment_defaults)
 
     def variant(self, name: str, reason: Reason, **metadata: bool | float | str) -> Evaluation:
@@ -409,13 +409,7 @@ def _frozen(metadata: Mapping[str, bool | int | float | str]) -> Mapping[str, bo
 
 
 def _status(definition: FlagDefinition, inputs: Inputs, results: _Results) -> Step:
-    disabled = Evaluation(
-        definition.id,
-        False if results.boolean else CALLERS_DEFAULT,
-        None,
-        Reason.DISABLED,
-        metadata=_frozen(inputs.metadata),
-    )
+    disabled = replace(results.off(Reason.DISABLED), variant=None)
     if definition.status is FlagStatus.DISABLED:
         return Step("1", "status", lambda _: disabled, "status is disabled", always=True)
     if definition.on_expiry == "disable" and definition.expires_at is not None:

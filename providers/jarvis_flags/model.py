@@ -85,6 +85,7 @@ class FlagDefinition:
         on_expiry: `alert` only tells; `disable` turns it off then.
         dangerous: Turning it on needs confirmation; broken means off.
         approvals: How many different people it takes to turn it on.
+        metadata: Flat facts that every result of the flag carries.
         requires_restart: A process keeps the value that it started with, but off takes effect at once.
     """
 
@@ -108,6 +109,7 @@ class FlagDefinition:
     requires_restart: bool = False
     dangerous: bool = False
     approvals: int = 1
+    metadata: Mapping[str, bool | int | float | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.enabled is None:

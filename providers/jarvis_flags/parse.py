@@ -40,6 +40,7 @@ _FLAG = (
     "requires_restart",
     "dangerous",
     "approvals",
+    "metadata",
 )
 _RULE = ("type", "value", "priority", "variant", "salt", "by", "segment", "environments")
 _RULE_TYPES = ("percentage", "user_ids", "user_segment", "environments", "schedule")
@@ -345,6 +346,7 @@ def _flag(
         requires_restart=place.at("requires_restart").boolean(),
         dangerous=place.at("dangerous").boolean(),
         approvals=place.at("approvals").whole(1, 1, 10),
+        metadata=_metadata(place.at("metadata")),
     )
 
 
@@ -381,6 +383,15 @@ def _kind(value: Any) -> str:
     if isinstance(value, int):
         return "integer"
     return "float" if isinstance(value, float) else "object"
+
+
+def _metadata(place: _Place) -> Mapping[str, bool | int | float | str]:
+    if place.value is None or not place.mapping():
+        return {}
+    for entry in place.each():
+        if not isinstance(entry.value, bool | int | float | str):
+            entry.wrong(f"got {_shown(entry.value)}, want text, a number, true or false")
+    return MappingProxyType(plain(place.value))
 
 
 def _environment_defaults(place: _Place, names: tuple[str, ...], *, typed: bool) -> Mapping[str, bool | str]:

@@ -5,7 +5,6 @@ import uuid
 from typing import Any
 
 from http_json import Answer, call, serve, server_parser
-
 from jarvis_otel import configure, get_logger
 
 logger = get_logger("api")

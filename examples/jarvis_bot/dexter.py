@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from http_json import Answer, serve, server_parser
-
 from jarvis_otel import configure, flags, get_logger
 
 logger = get_logger("dexter")

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from http_json import Answer, serve, server_parser
-
 from jarvis_otel import configure, flags, get_logger
 
 logger = get_logger("trading")

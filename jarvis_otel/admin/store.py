@@ -22,6 +22,7 @@ from jarvis_flags.overrides import (
     Override,
     OverrideError,
     OverrideSet,
+    make_directory,
     read_overrides,
     write_file,
 )
@@ -272,7 +273,7 @@ class FileStore:
     def _locked(self) -> Iterator[None]:
         """Holds the directory's lock; another holder is waited for, but not for ever."""
         try:
-            self._dir.mkdir(mode=0o750, parents=True, exist_ok=True)
+            make_directory(self._dir)
             descriptor = os.open(self._dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
         except OSError as error:
             raise StoreError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from typing import Any, NoReturn
@@ -44,6 +45,10 @@ def main(argv: list[str] | None = None) -> int:
     wanted = arguments[:1] if arguments and arguments[0] in COMMANDS else COMMANDS
     for name in wanted:
         importlib.import_module(f"jarvis_otel.cli.{name}").add_parser(commands)
+    for stream in (sys.stdout, sys.stderr):
+        # a terminal that knows no arrow gets an escape, not a traceback
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         args = parser.parse_args(arguments)
         status: int = args.func(args)

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-__all__ = ["OVERRIDES_FILE", "Override", "OverrideError", "OverrideSet", "read_overrides", "write_file"]
+__all__ = ["OVERRIDES_FILE", "Override", "OverrideError", "OverrideSet", "make_directory", "read_overrides", "write_file"]
 
 OVERRIDES_FILE = "overrides.json"
 FORMAT = 1
@@ -123,6 +123,17 @@ def read_overrides(state_dir: Path) -> OverrideSet:
         raise OverrideError(f"{path}: cannot be read: {error.strerror}") from None
     except OverrideError as error:
         raise OverrideError(f"{path}: {error}") from None
+
+
+def make_directory(directory: Path) -> None:
+    """Makes a directory of run-time state, and those above it that are missing, closed to strangers.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    for place in (*reversed(directory.parents), directory):
+        if not place.exists():
+            place.mkdir(mode=0o750, exist_ok=True)
 
 
 def write_file(path: Path, content: bytes, *, durable: bool = True) -> None:

@@ -25,6 +25,7 @@ from jarvis_flags.overrides import (
     OVERRIDES_FILE,
     OverrideError,
     OverrideSet,
+    make_directory,
     read_overrides,
     write_file,
 )
@@ -390,7 +391,7 @@ class FileSource:
         with contextlib.suppress(OSError):
             if self._last_good_file().exists() and self._last_good_file().read_bytes() == content:
                 return
-            _make_private(self.settings.flags_state_dir)
+            make_directory(self.settings.flags_state_dir)
             write_file(self._last_good_file(), content, durable=False)
 
     def _seen_file(self) -> Path:
@@ -412,7 +413,7 @@ class FileSource:
             "at": datetime.now(UTC).isoformat(),
         }
         with contextlib.suppress(OSError):
-            _make_private(self._seen_file().parent)
+            make_directory(self._seen_file().parent)
             write_file(self._seen_file(), orjson.dumps(document), durable=False)
 
     def _is_expected(self, problem: Problem) -> bool:
@@ -455,10 +456,6 @@ def _standing(overrides: OverrideSet) -> OverrideSet:
 
 def _version(*parts: bytes) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
-
-
-def _make_private(directory: Path) -> None:
-    directory.mkdir(mode=0o750, parents=True, exist_ok=True)
 
 
 def _process_start(pid: int) -> str:

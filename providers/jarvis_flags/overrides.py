@@ -11,7 +11,15 @@ from typing import Any
 
 import orjson
 
-__all__ = ["OVERRIDES_FILE", "Override", "OverrideError", "OverrideSet", "make_directory", "read_overrides", "write_file"]
+__all__ = [
+    "OVERRIDES_FILE",
+    "Override",
+    "OverrideError",
+    "OverrideSet",
+    "make_directory",
+    "read_overrides",
+    "write_file",
+]
 
 OVERRIDES_FILE = "overrides.json"
 FORMAT = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -45,6 +46,7 @@ _FLAG = (
 _RULE = ("type", "value", "priority", "variant", "salt", "by", "segment", "environments")
 _RULE_TYPES = ("percentage", "user_ids", "user_segment", "environments", "schedule")
 _INT_MAX = 2**53 - 1
+_NOT_IN_NAMES = re.compile("[^A-Z0-9]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ class FlagSet:
 
 def pin_name(flag_id: str) -> str:
     """The environment variable that pins a flag: the id in upper case, other characters as `_`."""
-    return "FF_" + "".join(c if c.isascii() and c.isalnum() else "_" for c in flag_id.upper())
+    return "FF_" + _NOT_IN_NAMES.sub("_", flag_id.upper())
 
 
 class _LocalLine(int):
@@ -220,12 +222,13 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
-def parse_flags(tree: Any, file: str) -> FlagSet:
+def parse_flags(tree: Any, file: str, known: Mapping[str, FlagDefinition] = MappingProxyType({})) -> FlagSet:
     """Reads a whole flag file; a flag with something wrong in it is left out, the others are not.
 
     Args:
         tree: What `load_tree` gave.
         file: The file's name in messages.
+        known: Definitions, by id, of flags that are written just as they were when these were read; segments too.
     """
     problems: list[Problem] = []
     root = _Place(tree, "", getattr(tree, "line", 0), file, problems)
@@ -246,7 +249,7 @@ def parse_flags(tree: Any, file: str) -> FlagSet:
         for place in list(listed.each())[:FLAGS_MAX]:
             flag_id = place.key
             places[flag_id] = place
-            definition = parse_flag(flag_id, place, segments, bad_segments)
+            definition = known.get(flag_id) or parse_flag(flag_id, place, segments, bad_segments)
             if definition is None:
                 bad[flag_id] = _looks_dangerous(place.value)
             else:

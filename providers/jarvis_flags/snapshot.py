@@ -230,8 +230,9 @@ def changed_flags(old: Snapshot, new: Snapshot) -> list[str]:
     everything = old.environment != new.environment or old.segments != new.segments
     changed = set()
     for flag_id in {*old.definitions, *new.definitions, *old.bad, *new.bad}:
+        before, after = old.definitions.get(flag_id), new.definitions.get(flag_id)
         if (
-            old.definitions.get(flag_id) != new.definitions.get(flag_id)
+            (before is not after and before != after)
             or old.bad.get(flag_id) != new.bad.get(flag_id)
             or old.overrides.overrides.get(flag_id) != new.overrides.overrides.get(flag_id)
         ) or (

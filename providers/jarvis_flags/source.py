@@ -5,8 +5,10 @@ from __future__ import annotations
 import atexit
 import contextlib
 import hashlib
+import itertools
 import logging
 import os
+import re
 import threading
 import time
 import weakref
@@ -32,7 +34,7 @@ from jarvis_flags.overrides import (
 from jarvis_flags.parse import FlagSet, Problem, Segment, merge_local, parse_flag, parse_flags, pin_name
 from jarvis_flags.settings import FlagSettings
 from jarvis_flags.snapshot import Snapshot, build_snapshot, changed_flags
-from jarvis_flags.tree import BYTES_MAX, TreeError, load_tree, plain
+from jarvis_flags.tree import BYTES_MAX, TreeError, TreeMap, load_tree, plain
 from jarvis_flags.watch import Watcher
 
 __all__ = ["Change", "FileSource", "FlagSource", "MemorySource", "Subscriber"]
@@ -202,6 +204,8 @@ class FileSource:
         self._told: frozenset[str] = frozenset()
         self._parsed_hash = ""
         self._parsed = FlagSet({}, {}, {})
+        self._blocks: Mapping[str, bytes] = {}
+        self._written: dict[str, tuple[FlagDefinition, Any]] = {}
         self._last_good: dict[str, Any] = {}
         self._saved_good = b""
         local = settings.flags_file
@@ -215,6 +219,7 @@ class FileSource:
         )
         self.snapshot = Snapshot(definitions=MappingProxyType({}))
         self.snapshot = self._load(None)
+        self._save_last_good(self.snapshot)
         self._tell_problems(self.snapshot)
         if watch:
             self._watcher.start()
@@ -234,6 +239,7 @@ class FileSource:
             if _same(old, new):
                 return old
             self.snapshot = new
+            self._save_last_good(new)
         self._tell_problems(new)
         self._subscribers.tell(Change(old, new, tuple(changed_flags(old, new))))
         return new
@@ -296,7 +302,7 @@ class FileSource:
         version = _version(
             self._parsed_hash.encode(), overrides.to_bytes(), orjson.dumps(dict(settings.pins)), environment.encode()
         )
-        snapshot = build_snapshot(
+        return build_snapshot(
             FlagSet(flags.flags, flags.bad, flags.segments, flags.environment, (*flags.problems, *problems)),
             last_good=last_good,
             previous=previous,
@@ -308,8 +314,6 @@ class FileSource:
             version=version,
             loaded_at=time.time(),
         )
-        self._save_last_good(snapshot)
-        return snapshot
 
     def _read(self, path: Path) -> tuple[bytes | None, Problem | None]:
         """The file's bytes; None without a problem for a local file that is not there."""
@@ -353,7 +357,11 @@ class FileSource:
         if not isinstance(tree, dict):
             problems.append(Problem(shown, 0, "", f"got {type(tree).__name__}, want a mapping with `flags`"))
             return None
-        parsed = parse_flags(tree, shown)
+        blocks = _blocks(content, tree) if local is None else {}
+        unchanged = (flag_id for flag_id, block in blocks.items() if self._blocks.get(flag_id) == block)
+        known = {flag_id: self._parsed.flags[flag_id] for flag_id in unchanged if flag_id in self._parsed.flags}
+        parsed = parse_flags(tree, shown, known)
+        self._blocks = blocks
         return FlagSet(parsed.flags, parsed.bad, parsed.segments, parsed.environment, (*parsed.problems, *notes))
 
     def _definitions(self, raw: Mapping[str, Any], wanted: set[str]) -> dict[str, FlagDefinition]:
@@ -381,7 +389,14 @@ class FileSource:
         """Remembers the definitions that are good now, in memory and for other processes."""
         if not snapshot.definitions and not snapshot.bad:
             return
-        good = {flag_id: plain(definition.to_dict()) for flag_id, definition in self._parsed.flags.items()}
+        written = {}
+        for flag_id, definition in self._parsed.flags.items():
+            kept = self._written.get(flag_id)
+            if kept is None or kept[0] is not definition:
+                kept = (definition, plain(definition.to_dict()))
+            written[flag_id] = kept
+        self._written = written
+        good = {flag_id: values for flag_id, (_, values) in written.items()}
         good.update({flag_id: self._last_good[flag_id] for flag_id in snapshot.bad if flag_id in self._last_good})
         self._last_good = good
         content = orjson.dumps({"file": str(self.settings.flags_file), "flags": good}, option=orjson.OPT_SORT_KEYS)
@@ -428,6 +443,29 @@ class FileSource:
         for problem in sorted(problems - self._told):
             _logger.warning("%s", problem)
         self._told = frozenset(problems)
+
+
+_ALIAS = re.compile(rb"(?:^|[\s\[{,])[*]\S")
+
+
+def _blocks(content: bytes, tree: Mapping[str, Any]) -> Mapping[str, bytes]:
+    """The lines of each flag, by id: one whose lines did not change need not be read again.
+
+    Nothing where that cannot be told: flags that share a line (JSON), aliases that lead elsewhere.
+    """
+    flags = tree.get("flags")
+    if not isinstance(flags, TreeMap) or b"<<" in content or (b"*" in content and _ALIAS.search(content)):
+        return {}
+    starts = list(flags.lines.values())
+    if any(line >= following for line, following in itertools.pairwise(starts)):
+        return {}
+    # what a flag's rules may lead to is part of what it says
+    segments = repr(plain(tree.get("segments"))).encode("utf-8", "surrogatepass")
+    lines = content.splitlines(keepends=True)
+    return {
+        flag_id: segments + b"".join(lines[start - 1 : end - 1])
+        for flag_id, start, end in zip(flags.lines, starts, [*starts[1:], len(lines) + 1], strict=False)
+    }
 
 
 def _pin_problem(name: str, value: str, snapshot: Snapshot) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import yaml
@@ -121,37 +121,42 @@ class _Builder:
     """Builds the tree from libyaml's events, which come one by one, so that other threads run in between."""
 
     def __init__(self, events: Iterable[Any]) -> None:
-        self._events: Iterator[Any] = iter(events)
+        self._next = iter(events).__next__
         self._anchors: dict[str, tuple[Any, int]] = {}
         self._nodes = 0
 
     def document(self) -> Any:
         tree: Any = None
         documents = 0
-        for event in self._events:
-            if isinstance(event, yaml.DocumentStartEvent):
+        while type(event := self._next()) is not yaml.StreamEndEvent:
+            if type(event) is yaml.DocumentStartEvent:
                 documents += 1
                 if documents > 1:
                     raise TreeError("got a second document, want one", _line(event))
-                tree = self._node(next(self._events), 0)
+                tree = self._node(self._next(), 0)
         return tree
 
     def _node(self, event: Any, depth: int) -> Any:
-        line = event.start_mark.line + 1
-        self._count(1, line)
-        if isinstance(event, yaml.AliasEvent):
+        kind = type(event)
+        self._nodes += 1
+        if kind is yaml.ScalarEvent and event.anchor is None:
+            return _scalar(event)
+        line = _line(event)
+        if self._nodes > NODES_MAX:
+            raise TreeError(f"more than {NODES_MAX} values when aliases are unfolded", line)
+        if kind is yaml.AliasEvent:
             if event.anchor not in self._anchors:
                 raise TreeError(f"*{event.anchor} names no anchor that is complete before it", line)
             tree, size = self._anchors[event.anchor]
             # an alias counts as what it stands for: a bomb of aliases is refused by its size when unfolded
-            self._count(size, line)
+            self._nodes += size
             return tree
         before = self._nodes
-        if isinstance(event, yaml.ScalarEvent):
-            tree = _scalar(event, line)
+        if kind is yaml.ScalarEvent:
+            tree = _scalar(event)
         elif depth >= DEPTH_MAX:
             raise TreeError(f"nested deeper than {DEPTH_MAX}", line)
-        elif isinstance(event, yaml.SequenceStartEvent):
+        elif kind is yaml.SequenceStartEvent:
             tree = self._sequence(line, depth)
         else:
             tree = self._mapping(line, depth)
@@ -159,41 +164,39 @@ class _Builder:
             self._anchors[event.anchor] = (tree, self._nodes - before)
         return tree
 
-    def _count(self, nodes: int, line: int) -> None:
-        self._nodes += nodes
-        if self._nodes > NODES_MAX:
-            raise TreeError(f"more than {NODES_MAX} values when aliases are unfolded", line)
-
     def _sequence(self, line: int, depth: int) -> TreeList:
         tree = TreeList(line)
-        while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
+        following, node = self._next, self._node
+        while type(event := following()) is not yaml.SequenceEndEvent:
             tree.lines.append(event.start_mark.line + 1)
-            tree.append(self._node(event, depth + 1))
+            tree.append(node(event, depth + 1))
         return tree
 
     def _mapping(self, line: int, depth: int) -> TreeMap:
         tree = TreeMap(line)
+        lines = tree.lines
         merged: list[Any] = []
-        while not isinstance(event := next(self._events), yaml.MappingEndEvent):
+        following, node = self._next, self._node
+        while type(event := following()) is not yaml.MappingEndEvent:
             key_line = event.start_mark.line + 1
-            if not isinstance(event, yaml.ScalarEvent):
+            if type(event) is not yaml.ScalarEvent:
                 raise TreeError("a key must be text", key_line)
             key = event.value
-            value = self._node(next(self._events), depth + 1)
+            value = node(following(), depth + 1)
             if key == "<<" and event.implicit[0]:
                 merged.append(value)
                 continue
-            if key in tree.lines:
-                raise TreeError(f"{key!r} stands twice, first in line {tree.lines[key]}", key_line)
+            if key in lines:
+                raise TreeError(f"{key!r} stands twice, first in line {lines[key]}", key_line)
             tree[key] = value
-            tree.lines[key] = key_line
+            lines[key] = key_line
         for source in merged:
             if not isinstance(source, TreeMap):
                 raise TreeError("<<: wants a mapping", line)
             for key, value in source.items():
                 if key not in tree:
                     tree[key] = value
-                    tree.lines[key] = source.lines[key]
+                    lines[key] = source.lines[key]
         return tree
 
 
@@ -201,10 +204,10 @@ def _line(event: Any) -> int:
     return int(event.start_mark.line) + 1
 
 
-def _scalar(event: Any, line: int) -> Any:
+def _scalar(event: Any) -> Any:
     value: str = event.value
     if event.tag is not None and event.tag != "!":
-        return _tagged(event.tag, value, line)
+        return _tagged(event.tag, value, _line(event))
     if not event.implicit[0]:
         return value
     if value in _NULL:

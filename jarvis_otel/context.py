@@ -60,11 +60,15 @@ _current: contextvars.ContextVar[Operation | None] = contextvars.ContextVar("jar
 _by_span: WeakKeyDictionary[Any, Operation] = WeakKeyDictionary()
 
 
-def current_operation() -> Operation | None:
-    """The operation that the caller runs in, or None."""
+def current_operation(span: trace.Span | None = None) -> Operation | None:
+    """The operation that the caller runs in, or None.
+
+    Args:
+        span: The current span, for a caller that has it already.
+    """
     operation = _current.get()
     if operation is None and _by_span:
-        operation = _by_span.get(trace.get_current_span())
+        operation = _by_span.get(trace.get_current_span() if span is None else span)
     return operation
 
 

@@ -15,13 +15,14 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from openfeature.exception import ErrorCode
-from openfeature.flag_evaluation import FlagEvaluationDetails, FlagValueType, Reason
+from openfeature.flag_evaluation import FlagEvaluationDetails, FlagValueType
 from openfeature.hook import Hook, HookContext, HookHints
 from opentelemetry import metrics, trace
 from opentelemetry.context import get_current
 from opentelemetry.metrics import CallbackOptions, Observation
 
-from jarvis_otel.context import note_evaluation
+from jarvis_flags.evaluate import result_name
+from jarvis_otel.context import current_operation
 from jarvis_otel.logger import emit_event
 from jarvis_otel.runtime import RUNTIME
 
@@ -31,7 +32,6 @@ __all__ = [
     "EvaluationHook",
     "record_evaluation",
     "report_event",
-    "result_name",
     "span_attribute",
 ]
 
@@ -74,15 +74,14 @@ class EvaluationHook(Hook):
             value = details.value
             metadata = details.flag_metadata
             variant = result_name(details.variant, value, details.reason)
+            series = (hook_context.flag_key, variant, str(details.reason or "").lower())
             on = value is True or (details.variant is not None and not isinstance(value, bool))
-            span = record_evaluation(hook_context.flag_key, variant, on, details.reason, details.error_code)
+            span = record_evaluation(series, on, details.error_code)
             if span is not None:
                 provider = hook_context.provider_metadata
                 report_event(
                     span,
-                    hook_context.flag_key,
-                    variant,
-                    reason=details.reason,
+                    series,
                     provider=provider.name if provider is not None else "",
                     context_id=metadata.get("contextId") or hook_context.evaluation_context.targeting_key,
                     metadata=metadata,
@@ -93,50 +92,36 @@ class EvaluationHook(Hook):
             _evaluations.failures += 1
 
 
-def result_name(variant: str | None, value: Any, reason: str | None) -> str | None:
-    """The name under which a result is known; a provider without variants has `on` and `off` for booleans."""
-    if variant is not None:
-        return variant
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return "off" if reason == Reason.DISABLED else None
-
-
-def record_evaluation(
-    flag_id: str, variant: str | None, on: bool, reason: str | None, error_code: ErrorCode | None
-) -> trace.Span | None:
+def record_evaluation(series: tuple[str, str | None, str], on: bool, error_code: ErrorCode | None) -> trace.Span | None:
     """Counts one evaluation, notes it for the operation, and marks the current span.
 
     Args:
-        flag_id: The flag.
-        variant: What it gave, by name; None where it gave the caller's default.
+        series: The flag, the name of what it gave (None where that was the caller's default), the reason.
         on: Whether that counts as on.
-        reason: OpenFeature's reason.
         error_code: OpenFeature's error code, or None.
 
     Returns:
         The span, where the evaluation is the first of its flag and variant in the trace: then `report_event` is due.
     """
-    _evaluations.count(flag_id, variant, reason, error_code)
+    _evaluations.count(series, error_code)
     if not get_current():
         # no span and no operation: most evaluations of a service that does not trace end here
         return None
     span = trace.get_current_span()
+    flag_id, variant, _ = series
     if variant is not None:
-        if error_code is None:
-            note_evaluation(flag_id, variant, on=on)
-        if span.is_recording():
-            _mark_span(span, flag_id, variant)
+        if error_code is None and (operation := current_operation(span)) is not None:
+            operation.note(flag_id, variant, on)
+        if span.is_recording() and not _mark_span(span, flag_id, variant):
+            return None
     context = span.get_span_context()
     return span if context.is_valid and _traces.is_first(context.trace_id, flag_id, variant) else None
 
 
 def report_event(
     span: trace.Span,
-    flag_id: str,
-    variant: str | None,
+    series: tuple[str, str | None, str],
     *,
-    reason: str | None,
     provider: str,
     context_id: Any,
     metadata: Mapping[str, Any],
@@ -147,19 +132,18 @@ def report_event(
 
     Args:
         span: The current span.
-        flag_id: The flag.
-        variant: What it gave, by name.
-        reason: OpenFeature's reason.
+        series: The flag, the name of what it gave, the reason.
         provider: The provider's name.
         context_id: The targeting key, exported as a pseudonym or not at all where it must not be known.
         metadata: The result's metadata; `flagSetId` and `version` are taken from it.
         error_code: OpenFeature's error code, or None.
         error_message: What is wrong.
     """
+    flag_id, variant, reason = series
     attributes = {
         KEY: flag_id,
         VARIANT: variant,
-        REASON: None if reason is None else str(reason).lower(),
+        REASON: reason,
         PROVIDER: provider,
         CONTEXT_ID: _exported_id(context_id),
         SET_ID: metadata.get("flagSetId"),
@@ -189,18 +173,20 @@ class _SpanFlags:
 _spans: WeakKeyDictionary[trace.Span, _SpanFlags] = WeakKeyDictionary()
 
 
-def _mark_span(span: trace.Span, flag_id: str, variant: str) -> None:
+def _mark_span(span: trace.Span, flag_id: str, variant: str) -> bool:
+    """Puts what a flag gave on the span; whether that is news to it."""
     flags = _spans.get(span)
     if flags is None:
         flags = _spans[span] = _SpanFlags()
     if flags.variants.get(flag_id) == variant:
-        return
+        return False
     if flag_id in flags.variants or len(flags.variants) < SPAN_FLAGS_MAX:
         flags.variants[flag_id] = variant
         span.set_attribute(span_attribute(flag_id), variant)
     elif flag_id not in flags.omitted and len(flags.omitted) < _SERIES_MAX:
         flags.omitted.add(flag_id)
         span.set_attribute(FLAGS_OMITTED, len(flags.omitted))
+    return True
 
 
 class _Traces:
@@ -249,26 +235,25 @@ class _Evaluations:
     """
 
     def __init__(self) -> None:
-        self.counts: dict[tuple[str, str | None, str | None], int] = {}
+        self.counts: dict[tuple[str, str | None, str], int] = {}
         self.errors: Counter[tuple[str, str]] = Counter()
         self.failures = 0
 
-    def count(self, flag_id: str, variant: str | None, reason: str | None, error_code: ErrorCode | None) -> None:
+    def count(self, series: tuple[str, str | None, str], error_code: ErrorCode | None) -> None:
         """Counts one evaluation; beyond _SERIES_MAX series they are counted together."""
-        series = (flag_id, variant, reason)
         try:
             self.counts[series] += 1
         except KeyError:
             self._begin(series)
         if error_code is not None:
-            known = flag_id if series in self.counts else "other"
+            known = series[0] if series in self.counts else "other"
             self.errors[known, str(error_code).lower()] += 1
 
-    def _begin(self, series: tuple[str, str | None, str | None]) -> None:
+    def _begin(self, series: tuple[str, str | None, str]) -> None:
         if not self.counts:
             self._make_instruments()
         if len(self.counts) >= _SERIES_MAX:
-            series = ("other", None, None)
+            series = ("other", None, "")
         self.counts[series] = self.counts.get(series, 0) + 1
 
     def _make_instruments(self) -> None:
@@ -282,7 +267,7 @@ class _Evaluations:
 
     def _observe(self, options: CallbackOptions) -> Iterable[Observation]:  # noqa: ARG002
         for (flag_id, variant, reason), count in list(self.counts.items()):
-            yield Observation(count, {KEY: flag_id, VARIANT: variant or "", REASON: str(reason or "").lower()})
+            yield Observation(count, {KEY: flag_id, VARIANT: variant or "", REASON: reason})
 
     def _observe_errors(self, options: CallbackOptions) -> Iterable[Observation]:  # noqa: ARG002
         for (flag_id, error), count in list(self.errors.items()):

@@ -27,7 +27,7 @@ from jarvis_otel.admin.audit import AuditEntry
 from jarvis_otel.admin.service import FlagAdmin, Outcome
 from jarvis_otel.admin.store import Author, FileStore, MemoryStore
 from jarvis_otel.context import current_operation
-from jarvis_otel.flag_hook import EvaluationHook, record_evaluation, report_event, result_name
+from jarvis_otel.flag_hook import EvaluationHook, record_evaluation, report_event
 from jarvis_otel.logger import emit_event
 
 __all__ = ["FeatureFlagManager", "announce"]
@@ -152,8 +152,15 @@ class FeatureFlagManager:
             user_id: The user; else the context's, the operation's (`logger.context`) or OpenFeature's.
             context: For whom and where.
         """
-        value = self.value(flag_id, default, user_id, context)
-        return value if isinstance(value, bool) else default
+        try:
+            if get_hooks():
+                return self._by_client(flag_id, default, user_id, context)
+            value = self._evaluate(flag_id, user_id, context).value
+            return value if value is True or value is False else default
+        except Exception:
+            # evaluation never raises to the application, whatever it is given
+            _logger.warning("flag %r could not be evaluated", flag_id, exc_info=True)
+            return default
 
     def value(
         self,
@@ -207,15 +214,17 @@ class FeatureFlagManager:
     def _evaluate(self, flag_id: str, user_id: str | int | None, context: EvaluationContext | None) -> Evaluation:
         snapshot = (self._source or self._open()).snapshot
         flag = snapshot.flag(flag_id) or unknown_flag(flag_id, snapshot.metadata)
-        result = flag.constant or flag.evaluate(self._request(snapshot, user_id, context))
-        variant = result.variant or result_name(None, result.value, result.reason)
-        span = record_evaluation(flag_id, variant, result.on, result.reason, result.error_code)
+        result = flag.constant
+        if result is None:
+            request = snapshot.request(context, user_id)
+            if request.user is None:
+                request.user = _ambient_user()
+            result = flag.evaluate(request)
+        span = record_evaluation(result.series, result.on, result.error_code)
         if span is not None:
             report_event(
                 span,
-                flag_id,
-                variant,
-                reason=result.reason,
+                result.series,
                 provider=PROVIDER_NAME,
                 context_id=self._request(snapshot, user_id, context).user,
                 metadata=result.metadata,
@@ -225,14 +234,9 @@ class FeatureFlagManager:
         return result
 
     def _request(self, snapshot: Snapshot, user_id: str | int | None, context: EvaluationContext | None) -> Request:
-        """The question; without a user of its own it asks for the operation's, then for OpenFeature's."""
         request = snapshot.request(context, user_id)
         if request.user is None:
-            operation = current_operation()
-            if operation is not None and operation.user_id is not None:
-                request.user = operation.user_id
-            else:
-                request.user = targeting_key(get_transaction_context().targeting_key)
+            request.user = _ambient_user()
         return request
 
     def _by_client(
@@ -412,6 +416,14 @@ class FeatureFlagManager:
         """Ends watching; the last snapshot stays."""
         if self._source is not None:
             self._source.close()
+
+
+def _ambient_user() -> str | None:
+    """Who is asked for where the caller names nobody: the operation's user, then OpenFeature's transaction's."""
+    operation = current_operation()
+    if operation is not None and operation.user_id is not None:
+        return operation.user_id
+    return targeting_key(get_transaction_context().targeting_key)
 
 
 def announce(entry: AuditEntry) -> None:

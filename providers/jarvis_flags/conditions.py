@@ -6,7 +6,6 @@ only `exists: false` (and `not`) hold without the attribute. Comparing never rai
 
 from __future__ import annotations
 
-import functools
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -100,35 +99,66 @@ def compile_condition(attribute: str, op: str, literal: Any) -> Predicate:
             raise ConditionError(f"got {literal!r}, want true or false")
         return lambda asked: (read(asked) is not None) is literal
     test = OPERATORS[op](literal)
+    if attribute in OWN_NAMES or "." in attribute:
 
-    def holds(asked: Any) -> bool:
-        value = read(asked)
-        if value is None:
-            return False
+        def holds(asked: Any) -> bool:
+            value = read(asked)
+            try:
+                return value is not None and test(value)
+            except (TypeError, ValueError):
+                return False
+
+        return holds
+
+    if op in ("eq", "in") and _are_texts(literal):
+        wanted = frozenset([literal] if op == "eq" else literal)
+
+        def is_one_of(asked: Any) -> bool:
+            try:
+                return asked.attributes.get(attribute) in wanted
+            except TypeError:
+                return False
+
+        return is_one_of
+
+    def holds_plainly(asked: Any) -> bool:
+        value = asked.attributes.get(attribute)
         try:
-            return test(value)
+            return value is not None and test(value)
         except (TypeError, ValueError):  # an unhashable value, a comparison of unlike types: it does not hold
             return False
 
-    return holds
+    return holds_plainly
+
+
+def _are_texts(literal: Any) -> bool:
+    return all(isinstance(item, str) for item in (literal if isinstance(literal, list) else [literal]))
 
 
 def all_of(parts: Sequence[Predicate]) -> Predicate:
     """Whether every part holds."""
-    return functools.reduce(_both, parts)
+    if len(parts) > 3:
+        return all_of([all_of(parts[:3]), *parts[3:]])
+    if len(parts) == 3:
+        a, b, c = parts
+        return lambda asked: a(asked) and b(asked) and c(asked)
+    if len(parts) == 2:
+        a, b = parts
+        return lambda asked: a(asked) and b(asked)
+    return parts[0]
 
 
 def any_of(parts: Sequence[Predicate]) -> Predicate:
     """Whether one part holds."""
-    return functools.reduce(_either, parts)
-
-
-def _both(first: Predicate, second: Predicate) -> Predicate:
-    return lambda asked: first(asked) and second(asked)
-
-
-def _either(first: Predicate, second: Predicate) -> Predicate:
-    return lambda asked: first(asked) or second(asked)
+    if len(parts) > 3:
+        return any_of([any_of(parts[:3]), *parts[3:]])
+    if len(parts) == 3:
+        a, b, c = parts
+        return lambda asked: a(asked) or b(asked) or c(asked)
+    if len(parts) == 2:
+        a, b = parts
+        return lambda asked: a(asked) or b(asked)
+    return parts[0]
 
 
 def _scalar(literal: Any) -> Any:
@@ -140,7 +170,7 @@ def _scalar(literal: Any) -> Any:
 def _equals(literal: Any) -> _Test:
     wanted = _scalar(literal)
     if isinstance(wanted, str):
-        return lambda value: bool(value == wanted)
+        return frozenset((wanted,)).__contains__
     if isinstance(wanted, bool):
         return lambda value: value is wanted
     # True is not 1, but 1 is 1.0
@@ -157,7 +187,7 @@ def _one_of(literal: Any) -> _Test:
         raise ConditionError(f"got {literal!r}, want a list")
     wanted = frozenset(_scalar(item) for item in literal)
     if all(isinstance(item, str) for item in literal):
-        return lambda value: value in wanted
+        return wanted.__contains__
     switches = frozenset(item for item in literal if isinstance(item, bool))
     rest = frozenset(item for item in literal if not isinstance(item, bool))
     return lambda value: value in (switches if value.__class__ is bool else rest)

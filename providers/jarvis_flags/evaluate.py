@@ -35,6 +35,7 @@ __all__ = [
     "broken_flag",
     "compile_flag",
     "read_pin",
+    "result_name",
     "targeting_key",
     "unknown_flag",
 ]
@@ -65,6 +66,7 @@ class Evaluation:
         error_message: What is wrong, for people.
         metadata: Flat facts about how it was decided; immutable.
         on: Whether it counts as on in `active_flags`.
+        series: What it is counted under: the flag, the result's name (see `result_name`), the reason in lower case.
     """
 
     flag_id: str
@@ -75,6 +77,20 @@ class Evaluation:
     error_message: str | None = None
     metadata: Mapping[str, bool | int | float | str] = field(default_factory=lambda: MappingProxyType({}))
     on: bool = False
+    series: tuple[str, str | None, str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        name = result_name(self.variant, self.value, self.reason)
+        object.__setattr__(self, "series", (self.flag_id, name, self.reason.value.lower()))
+
+
+def result_name(variant: str | None, value: Any, reason: str | None) -> str | None:
+    """The name of a result: its variant, else `on` or `off` for a boolean, and `off` for a disabled flag."""
+    if variant is not None:
+        return variant
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "off" if reason == Reason.DISABLED else None
 
 
 _NO_ATTRIBUTES: Mapping[str, Any] = MappingProxyType({})
@@ -92,7 +108,9 @@ class Request:
         key_missing: Whether a percentage rule found no key.
     """
 
-    __slots__ = ("attributes", "environment", "key_missing", "missed", "request_id", "user")
+    # no slots: what most requests leave as it is costs nothing to set
+    missed = False
+    key_missing = False
 
     def __init__(
         self,
@@ -105,7 +123,6 @@ class Request:
         self.environment = environment
         self.request_id = request_id
         self.attributes = attributes
-        self.missed = self.key_missing = False
 
     def own(self, name: str) -> str | None:
         """What a condition finds under an attribute that the request has of itself."""

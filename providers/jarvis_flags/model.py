@@ -152,7 +152,7 @@ class FlagDefinition:
         return written
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class EvaluationContext:
     """For whom and where a flag is evaluated.
 

@@ -114,12 +114,19 @@ class Snapshot:
             context: For whom and where; None is nobody in the process's environment.
             user_id: The user.
         """
+        # a user is text nearly always, and this runs for each evaluation
         if context is None:
-            return Request(targeting_key(user_id), self.environment)
+            return Request(
+                user_id if user_id.__class__ is str and user_id else targeting_key(user_id), self.environment
+            )
+        user = context.user_id if user_id is None else user_id
+        if user.__class__ is not str or not user:
+            user = targeting_key(user) or targeting_key(context.user_id)
+        request_id = context.request_id
         return Request(
-            targeting_key(user_id) or targeting_key(context.user_id),
+            user,
             context.environment or self.environment,
-            targeting_key(context.request_id),
+            request_id if request_id is None else targeting_key(request_id),
             context.attributes,
         )
 

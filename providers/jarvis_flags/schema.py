@@ -1,0 +1,271 @@
+"""The JSON Schema (draft 2020-12) of a flag file, for editors: `python -m jarvis_flags.schema` writes it to stdout.
+
+It takes whatever the parser takes and refuses what can be told from a value's shape; what needs more (names of
+segments and variants, cycles, totals, patterns) only the parser sees.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jarvis_flags.conditions import OPERATORS
+from jarvis_flags.model import FlagStatus
+from jarvis_flags.regex import PATTERN_MAX
+
+__all__ = ["flags_schema"]
+
+_Schema = dict[str, Any]
+
+_TEXT = {"type": ["string", "number"]}
+_TEXTS = {"type": "array", "items": {"type": ["string", "integer"]}}
+_SCALAR = {"type": ["string", "number", "boolean"]}
+_MOMENT = {"type": "string", "pattern": "^[0-9]{4}-?(W|[0-9])[0-9]", "examples": ["2027-03-01", "2027-03-01T09:00:00Z"]}
+_PERCENT = {"type": "number", "minimum": 0, "maximum": 100}
+_SWITCH = {"type": "boolean", "default": False}
+_SEGMENT = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/condition"}]}
+
+_WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_DAY = {
+    "anyOf": [
+        {"enum": list(_WEEKDAYS)},
+        # whole names too, in upper case too
+        {
+            "type": "string",
+            "pattern": f"^({'|'.join(''.join(f'[{c.upper()}{c}]' for c in day) for day in _WEEKDAYS)})[A-Za-z]*$",
+        },
+    ]
+}
+
+
+def _said(description: str, shape: Mapping[str, Any]) -> _Schema:
+    return {"description": description, **shape}
+
+
+_DOCUMENT: Mapping[str, _Schema] = {
+    "$schema": _said("Where an editor finds this schema.", {}),
+    "version": _said("The version of the file's format.", {"examples": ["1.0"]}),
+    "environment": _said("The environment where neither JARVIS_ENVIRONMENT nor the resource names one.", _TEXT),
+    "segments": _said(
+        "Named segments that rules refer to.",
+        {"type": "object", "additionalProperties": {"$ref": "#/$defs/condition"}},
+    ),
+    "flags": _said(
+        "The flags by their ids.",
+        {
+            "type": "object",
+            "propertyNames": {"minLength": 1, "maxLength": 200},
+            "additionalProperties": {"$ref": "#/$defs/flag"},
+        },
+    ),
+}
+
+_FLAG: Mapping[str, _Schema] = {
+    "name": _said("What people call it.", _TEXT),
+    "description": _said("What it does.", _TEXT),
+    "category": _said("What it is listed under.", {**_TEXT, "default": "general"}),
+    "owner": _said("The team or person that answers for it.", _TEXT),
+    "services": _said("Services whose records list it even where it was not evaluated.", _TEXTS),
+    "enabled": _said(
+        "What holds where nothing else decides: false unless set, but true for a flag with variants.",
+        {"type": "boolean"},
+    ),
+    "status": _said(
+        "Where it is in its life: a disabled flag is off whatever else is said, a deprecated one warns.",
+        {"enum": list(FlagStatus), "default": FlagStatus.ACTIVE},
+    ),
+    "rules": _said(
+        "Who gets what: highest priority first, equal ones in the order of the file.",
+        {"type": "array", "items": {"$ref": "#/$defs/rule"}},
+    ),
+    "environment_defaults": _said(
+        "On or off, or the name of a variant, by environment where no rule decides.",
+        {"type": "object", "additionalProperties": {"type": ["boolean", "string"]}},
+    ),
+    "requires": _said("Ids of flags that must be on for this one to be on.", _TEXTS),
+    "variants": _said(
+        "Its values by name, all of one type; without them it is a boolean flag with on and off.",
+        {
+            "type": "object",
+            "minProperties": 1,
+            "anyOf": [
+                {"additionalProperties": {"type": kind}}
+                for kind in ("boolean", "string", "number", ["object", "array"])
+            ],
+        },
+    ),
+    "default": _said("The variant that is served where nothing else decides.", {"type": "string"}),
+    "created_at": _said("When it was created.", _TEXT),
+    "updated_at": _said("When it was last changed.", _TEXT),
+    "expires_at": _said("The date or time after which it should be gone.", _MOMENT),
+    "on_expiry": _said(
+        "What happens then: alert only tells, disable turns it off.",
+        {"enum": ["alert", "disable"], "default": "alert"},
+    ),
+    "requires_restart": _said("A process keeps the value that it started with, but off takes effect at once.", _SWITCH),
+    "dangerous": _said("Turning it on needs confirmation; broken or unknown means off.", _SWITCH),
+    "approvals": _said(
+        "How many different people it takes to turn it on.",
+        {"type": "integer", "minimum": 1, "maximum": 10, "default": 1},
+    ),
+    "metadata": _said(
+        "Flat facts that every result of the flag carries.", {"type": "object", "additionalProperties": _SCALAR}
+    ),
+}
+
+_RULE: Mapping[str, _Schema] = {
+    "type": _said("What the rule goes by.", {}),
+    "value": _said("Whom it matches; its shape depends on the type.", {}),
+    "priority": _said(
+        "Higher is evaluated first.", {"type": "integer", "minimum": -1_000_000, "maximum": 1_000_000, "default": 0}
+    ),
+    "variant": _said("The variant that a match gives; on where none is named.", {"type": "string"}),
+    "salt": _said("Makes the cohort of a percentage independent of the flag's other ones.", _TEXT),
+    "by": _said("The attribute that a percentage hashes instead of the user.", _TEXT),
+    "segment": _said("A segment, by name or in place, that must hold as well.", _SEGMENT),
+    "environments": _said("Environments of which one must hold as well.", _TEXTS),
+}
+
+_SCHEDULE: Mapping[str, _Schema] = {
+    "start": _said("When it begins to hold.", _MOMENT),
+    "end": _said("When it ends to hold.", _MOMENT),
+    "days": _said("The days of the week.", {"anyOf": [_DAY, {"type": "array", "minItems": 1, "items": _DAY}]}),
+    "hours": _said(
+        "A span of the day, past midnight where its end is before its start.",
+        {"type": "string", "pattern": "^ *T?[0-9]{2}[^-]*- *T?[0-9]{2}[^-]*$", "examples": ["09:00-17:30"]},
+    ),
+    "timezone": _said(
+        "The time zone of days, hours and times without an offset.",
+        {"type": "string", "default": "UTC", "examples": ["Europe/Vienna"]},
+    ),
+    "ramp": _said("A climb from one percentage to another.", {"$ref": "#/$defs/ramp"}),
+}
+
+_RAMP: Mapping[str, _Schema] = {
+    "start": _said("When the climb begins.", _MOMENT),
+    "end": _said("When the climb ends.", _MOMENT),
+    "from": _said("The percentage at the start.", _PERCENT),
+    "to": _said("The percentage at the end.", _PERCENT),
+}
+
+_VALUES: Mapping[str, _Schema] = {
+    "percentage": _said(
+        "A percentage of the users to at most three decimals, or weights by variant that total exactly 100.",
+        {"anyOf": [_PERCENT, {"type": "object", "minProperties": 1, "additionalProperties": _PERCENT}]},
+    ),
+    "user_ids": _said("The users.", _TEXTS),
+    "user_segment": _said("The name of a segment, or a condition in place.", _SEGMENT),
+    "environments": _said("The environments.", _TEXTS),
+    "schedule": _said("When it holds.", {"$ref": "#/$defs/schedule"}),
+}
+
+_LIST = {"type": "array", "items": _SCALAR}
+_STRING = {"type": "string"}
+_ORDERED = {"type": ["string", "number"]}
+_VERSION = {"type": ["string", "number"], "pattern": "^[vV]?[0-9]", "minimum": 0, "examples": ["1.10.0"]}
+
+_LITERALS: Mapping[str, _Schema] = {
+    "eq": _SCALAR,
+    "ne": _SCALAR,
+    "in": _LIST,
+    "not_in": _LIST,
+    "contains": _SCALAR,
+    "starts_with": _STRING,
+    "ends_with": _STRING,
+    "matches": {"type": "string", "maxLength": PATTERN_MAX},
+    "gt": _ORDERED,
+    "ge": _ORDERED,
+    "lt": _ORDERED,
+    "le": _ORDERED,
+    "semver_eq": _VERSION,
+    "semver_gt": _VERSION,
+    "semver_ge": _VERSION,
+    "semver_lt": _VERSION,
+    "semver_le": _VERSION,
+    "exists": {"type": "boolean"},
+}
+
+
+def flags_schema() -> dict[str, Any]:
+    """The JSON Schema of a flag file."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Feature flags of jarvis-otel",
+        **_mapping(_DOCUMENT),
+        "type": ["object", "null"],
+        "$defs": {
+            "flag": {
+                **_mapping(_FLAG),
+                "if": {"required": ["default"], "properties": {"default": {"type": "string"}}},
+                "then": {"required": ["variants"]},
+            },
+            "rule": _rule(),
+            "condition": _condition(),
+            "schedule": {**_mapping(_SCHEDULE, wanted=["timezone"]), "minProperties": 1},
+            "ramp": {**_mapping(_RAMP, wanted=_RAMP), "required": list(_RAMP)},
+        },
+    }
+
+
+def _mapping(table: Mapping[str, _Schema], wanted: Iterable[str] = ()) -> _Schema:
+    """A mapping with these fields and no others; those that are not `wanted` may be left empty."""
+    wanted = frozenset(wanted)
+    properties = {name: field if name in wanted else _or_nothing(field) for name, field in table.items()}
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _or_nothing(field: _Schema) -> _Schema:
+    """The same field, which YAML's empty value leaves at its default."""
+    if isinstance(field.get("type"), list):
+        return {**field, "type": [*field["type"], "null"]}
+    if "type" in field:
+        return {**field, "type": [field["type"], "null"]}
+    if "enum" in field:
+        return {**field, "enum": [*field["enum"], None]}
+    if "anyOf" in field:
+        return {**field, "anyOf": [*field["anyOf"], {"type": "null"}]}
+    if "$ref" in field:
+        rest = {key: value for key, value in field.items() if key != "$ref"}
+        return {**rest, "anyOf": [{"$ref": field["$ref"]}, {"type": "null"}]}
+    return field
+
+
+def _rule() -> _Schema:
+    nothing = {"type": "null"}
+    choices = []
+    for kind, value in _VALUES.items():
+        shapes: _Schema = {"value": value}
+        if kind not in ("percentage", "schedule"):
+            shapes |= {"salt": nothing, "by": nothing}
+        choices.append({"if": {"properties": {"type": {"const": kind}}}, "then": {"properties": shapes}})
+    rule = _mapping({**_RULE, "type": {**_RULE["type"], "enum": list(_VALUES)}}, wanted=["type", "value"])
+    return {**rule, "required": ["type", "value"], "allOf": choices}
+
+
+def _condition() -> _Schema:
+    inner = {"$ref": "#/$defs/condition"}
+    conditions = {"type": "array", "minItems": 1, "items": inner}
+    forms: list[_Schema] = [
+        {"all": _said("Conditions that must all hold.", conditions)},
+        {"any": _said("Conditions of which one must hold.", conditions)},
+        {"not": _said("A condition that must not hold.", inner)},
+        {
+            "attribute": _said(
+                "The attribute that is asked about; dots lead into nested ones.", {"type": "string", "minLength": 1}
+            ),
+            "op": _said("How it is compared.", {"enum": list(OPERATORS)}),
+            "value": _said("What it is compared with.", {}),
+        },
+    ]
+    choices = [{**_mapping(form, wanted=form), "required": list(form)} for form in forms]
+    choices[-1]["allOf"] = [
+        {"if": {"properties": {"op": {"const": operator}}}, "then": {"properties": {"value": _LITERALS[operator]}}}
+        for operator in OPERATORS
+    ]
+    return {"description": "A condition over the attributes of a context.", "anyOf": choices}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(flags_schema(), indent=2, ensure_ascii=False) + "\n")

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from openfeature import api
 from openfeature.evaluation_context import EvaluationContext as OpenFeatureContext
@@ -23,12 +23,14 @@ from jarvis_flags.settings import FlagSettings
 from jarvis_flags.snapshot import ExplainedStep, Snapshot
 from jarvis_flags.source import Change, FileSource, FlagSource, MemorySource
 from jarvis_flags.tree import load_tree
-from jarvis_otel.admin.audit import AuditEntry
-from jarvis_otel.admin.service import FlagAdmin, Outcome
-from jarvis_otel.admin.store import Author, FileStore, MemoryStore
 from jarvis_otel.context import current_operation
 from jarvis_otel.flag_hook import EvaluationHook, record_evaluation, report_event
 from jarvis_otel.logger import emit_event
+
+if TYPE_CHECKING:
+    from jarvis_otel.admin.audit import AuditEntry
+    from jarvis_otel.admin.service import FlagAdmin, Outcome
+    from jarvis_otel.admin.store import Author
 
 __all__ = ["FeatureFlagManager", "announce"]
 
@@ -113,6 +115,9 @@ class FeatureFlagManager:
     @property
     def admin(self) -> FlagAdmin:
         """The service that changes its flags."""
+        from jarvis_otel.admin.service import FlagAdmin  # noqa: PLC0415 - few processes change flags
+        from jarvis_otel.admin.store import FileStore, MemoryStore  # noqa: PLC0415
+
         source = self.source
         with self._opening:
             if self._admin is None:
@@ -348,19 +353,18 @@ class FeatureFlagManager:
         Returns:
             Whether it was applied; why not is logged.
         """
-        author = Author(admin_id or "api", "api", reason)
+        author = _author(admin_id, reason)
         if enabled:
             return self._applied(self.admin.enable(flag_id, author, confirmed=True))
         return self._applied(self.admin.disable(flag_id, author))
 
     def set_rollout(self, flag_id: str, percent: float, reason: str = "", admin_id: str | None = None) -> bool:
         """Sets the percentage of users that a flag is on for; the further arguments are those of `set_enabled`."""
-        author = Author(admin_id or "api", "api", reason)
-        return self._applied(self.admin.rollout(flag_id, percent, author, confirmed=True))
+        return self._applied(self.admin.rollout(flag_id, percent, _author(admin_id, reason), confirmed=True))
 
     def reset(self, flag_id: str, reason: str = "", admin_id: str | None = None) -> bool:
         """Removes what was set at run time; the arguments are those of `set_enabled`."""
-        return self._applied(self.admin.reset(flag_id, Author(admin_id or "api", "api", reason), confirmed=True))
+        return self._applied(self.admin.reset(flag_id, _author(admin_id, reason), confirmed=True))
 
     def _applied(self, outcome: Outcome) -> bool:
         if not outcome.applied:
@@ -416,6 +420,12 @@ class FeatureFlagManager:
         """Ends watching; the last snapshot stays."""
         if self._source is not None:
             self._source.close()
+
+
+def _author(admin_id: str | None, reason: str) -> Author:
+    from jarvis_otel.admin.store import Author  # noqa: PLC0415
+
+    return Author(admin_id or "api", "api", reason)
 
 
 def _ambient_user() -> str | None:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import gzip
-import http.client
-import ipaddress
 import itertools
 import os
 import queue
 import random
-import ssl
 import sys
 import threading
 import time
@@ -19,13 +15,14 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from jarvis_otel.encode import otlp_attributes
+
+if TYPE_CHECKING:
+    from jarvis_otel.otlp_client import Answer, OtlpClient
 
 __all__ = ["EXIT_SECONDS", "Counters", "Pipeline", "RecordQueue"]
 
@@ -37,8 +34,7 @@ BYTES_MAX = 32 * 1024 * 1024
 BATCH_RECORDS = 1000
 BATCH_BYTES = 2 * 1024 * 1024
 _GATHER_SECONDS = 0.05
-_BACKOFF_FIRST, _BACKOFF_MAX, _RETRY_AFTER_MAX = 0.1, 5.0, 300.0
-_RESPONSE_MAX = 64 * 1024
+_BACKOFF_FIRST, _BACKOFF_MAX = 0.1, 5.0
 
 # The request itself is at fault, not the collector: its records are tried apart.
 _AT_FAULT = frozenset({400, 413, 422, 500})
@@ -73,7 +69,6 @@ class RecordQueue:
     hands out still counts until `release`.
 
     Args:
-        quiet: Say nothing where there is no collector.
         records_max: Records that may wait.
         bytes_max: Bytes that they may hold together.
     """
@@ -150,102 +145,6 @@ class RecordQueue:
                 self._forget(self._taken.popleft())
 
 
-class _Answer(NamedTuple):
-    """What came of one request; status 0 where nothing answered."""
-
-    status: int
-    reason: str
-    retry_after: float | None = None
-    rejected: int = 0
-
-
-class _Client:
-    """One kept-alive connection to the logs endpoint of a collector."""
-
-    def __init__(self, endpoint: str, headers: Mapping[str, str], timeout: float) -> None:
-        parts = urlsplit(endpoint)
-        self._secure = parts.scheme == "https"
-        self._host = parts.hostname or "127.0.0.1"
-        self._port = parts.port
-        self._path = f"{parts.path.rstrip('/')}/v1/logs"
-        self._timeout = timeout
-        self._headers = {"user-agent": "jarvis-otel", **headers, "content-type": "application/json"}
-        # On this machine compressing costs more than it saves.
-        self._compress = not _is_loopback(self._host)
-        if self._compress:
-            self._headers["content-encoding"] = "gzip"
-        self._connection: http.client.HTTPConnection | None = None
-
-    def post(self, body: bytes) -> _Answer:
-        """Sends one request; a connection that the other side closed meanwhile is opened once more."""
-        if self._compress:
-            body = gzip.compress(body, 1)
-        fresh = self._connection is None
-        try:
-            try:
-                return self._post(body)
-            except (ConnectionError, http.client.RemoteDisconnected):
-                self.close()
-                if fresh:
-                    raise
-                return self._post(body)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            self.close()
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            return _Answer(0, reason)
-
-    def _post(self, body: bytes) -> _Answer:
-        if self._connection is None:
-            if self._secure:
-                context = ssl.create_default_context()
-                self._connection = http.client.HTTPSConnection(
-                    self._host, self._port, timeout=self._timeout, context=context
-                )
-            else:
-                self._connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
-        self._connection.request("POST", self._path, body, self._headers)
-        response = self._connection.getresponse()
-        content = response.read(_RESPONSE_MAX)
-        if not response.isclosed():
-            self.close()
-        reason = f"HTTP {response.status} {response.reason}".rstrip()
-        if 200 <= response.status < 300:
-            return _Answer(response.status, reason, rejected=_rejected(content))
-        return _Answer(response.status, reason, _retry_after(response.getheader("retry-after")))
-
-    def close(self) -> None:
-        """Closes the connection; the next request opens another."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _rejected(content: bytes) -> int:
-    """The count of rejected records in an ExportLogsServiceResponse; an answer that is none counts as all well."""
-    try:
-        return max(0, int(orjson.loads(content)["partialSuccess"]["rejectedLogRecords"]))
-    except (ValueError, TypeError, KeyError):
-        return 0
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, which may be a date."""
-    if not value:
-        return None
-    try:
-        seconds = float(value) if value.strip().isdigit() else parsedate_to_datetime(value).timestamp() - time.time()
-    except (ValueError, TypeError):
-        return None
-    return min(max(0.0, seconds), _RETRY_AFTER_MAX)
-
-
 class Pipeline:
     """Ships log records to a collector, in order and at least once, and never troubles the application.
 
@@ -257,6 +156,7 @@ class Pipeline:
         resource: Attributes of the process's OpenTelemetry resource.
         headers: Headers of each request.
         timeout: Seconds that one request may wait for its answer.
+        quiet: Say nothing where there is no collector.
         records_max: Records that may wait.
         bytes_max: Bytes that they may hold together.
     """
@@ -287,7 +187,7 @@ class Pipeline:
 
     def _begin(self) -> None:
         self._queue = RecordQueue(*self._bounds)
-        self._client = _Client(self.endpoint, self._headers, self._timeout)
+        self._client: OtlpClient | None = None
         # SimpleQueue.put is re-entrant, which Event.set is not: a signal handler may log at any moment.
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._settled = threading.Condition()
@@ -303,7 +203,8 @@ class Pipeline:
         self._uid_numbers = itertools.count(1)
 
     def _after_fork(self) -> None:
-        self._client.close()
+        if self._client is not None:
+            self._client.close()
         self._begin()
         if (util := sys.modules.get("multiprocessing.util")) is not None:
             # multiprocessing ends its children by os._exit, which runs its own finalisers but not atexit's; it
@@ -403,7 +304,8 @@ class Pipeline:
                 if not self._deliver(batch):
                     break
             if self._deadline is not None:
-                self._client.close()
+                if self._client is not None:
+                    self._client.close()
                 return
 
     def _wait(self, seconds: float) -> None:
@@ -439,11 +341,11 @@ class Pipeline:
         with self._settled:
             self._settled.notify_all()
 
-    def _send(self, part: list[_Item]) -> _Answer | None:
+    def _send(self, part: list[_Item]) -> Answer | None:
         """Sends one request until it is answered for good; None where the process ends first."""
         body = self._body(part)
         for attempt in itertools.count():
-            answer = self._client.post(body)
+            answer = self._connected().post(body)
             self._answered |= answer.status != 0
             if 200 <= answer.status < 300 or answer.status in _AT_FAULT:
                 self._tell_back()
@@ -456,6 +358,14 @@ class Pipeline:
             if not self._back_off(attempt, answer.retry_after):
                 return None
         return None
+
+    def _connected(self) -> OtlpClient:
+        """The client, made when there is something to send: an application need not wait for HTTP and TLS at import."""
+        if self._client is None:
+            from jarvis_otel.otlp_client import OtlpClient  # noqa: PLC0415
+
+            self._client = OtlpClient(self.endpoint, self._headers, self._timeout)
+        return self._client
 
     def _back_off(self, attempt: int, retry_after: float | None) -> bool:
         """Waits before the next attempt; False where the process ends before it would come."""

@@ -8,13 +8,13 @@ from typing import Any
 
 from openfeature.hook import Hook
 
-import jarvis_flags
+from jarvis_flags.provider import YamlFlagProvider as _YamlFlagProvider
 from jarvis_otel.flag_hook import EvaluationHook
 
 __all__ = ["YamlFlagProvider"]
 
 
-class YamlFlagProvider(jarvis_flags.YamlFlagProvider):
+class YamlFlagProvider(_YamlFlagProvider):
     """The YAML provider with our evaluation hook: setting it is enough to mark the spans.
 
     Args:

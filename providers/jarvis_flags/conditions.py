@@ -24,6 +24,7 @@ __all__ = [
     "compile_condition",
     "parse_semver",
     "reader",
+    "semver_key",
 ]
 
 
@@ -259,7 +260,11 @@ def parse_semver(text: str) -> tuple[Any, ...] | None:
     match = _SEMVER.match(text)
     if match is None:
         return None
-    major, minor, patch, prerelease = match.groups()
+    return semver_key(*match.groups())
+
+
+def semver_key(major: str, minor: str | None, patch: str | None, prerelease: str | None) -> tuple[Any, ...]:
+    """The parts of a semantic version as a key to compare by; the first three of it are its numbers."""
     numbers = (int(major), int(minor or 0), int(patch or 0))
     if prerelease is None:
         return (*numbers, (1,))

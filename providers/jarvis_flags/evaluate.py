@@ -17,6 +17,7 @@ from openfeature.flag_evaluation import Reason
 
 from jarvis_flags.buckets import bucket, in_below, seed, threshold
 from jarvis_flags.conditions import reader
+from jarvis_flags.jsonlogic import Frame, compile_logic
 from jarvis_flags.model import FlagDefinition, FlagStatus, RolloutRule
 from jarvis_flags.overrides import Override
 from jarvis_flags.parse import Segment, compile_segment, pin_name
@@ -377,6 +378,7 @@ class _Results:
     def __init__(self, definition: FlagDefinition, inputs: Inputs) -> None:
         self.definition = definition
         self.inputs = inputs
+        self.frame = Frame(definition.id, inputs.clock)
         self.typed = definition.variants is not None
         self.boolean = definition.value_type == "boolean"
         self.variants: Mapping[str, Any] = definition.variants or {"on": True, "off": False}
@@ -404,21 +406,28 @@ class _Results:
         if self.boolean:
             name = next((name for name, value in self.variants.items() if value is True), name)
         if name is None:
-            # a typed flag without a default leaves the value to the caller
-            return Evaluation(
-                self.definition.id,
-                CALLERS_DEFAULT,
-                None,
-                Reason.DEFAULT,
-                metadata=_frozen({**self._metadata, **metadata}),
-            )
+            return self.callers_default(**metadata)
         return self.variant(name, reason, **metadata)
 
     def default(self, reason: Reason, **metadata: bool | float | str) -> Evaluation:
-        """Enabled and nothing else decided: the default variant, or on."""
-        if self.typed and self.definition.default is not None:
+        """Enabled and nothing else decided: the default variant, the caller's default without one, or on."""
+        if not self.typed:
+            return self.on(reason, **metadata)
+        if self.definition.default is not None:
             return self.variant(self.definition.default, reason, **metadata)
-        return self.on(reason, **metadata)
+        return self.callers_default(**metadata)
+
+    def callers_default(self, **metadata: bool | float | str) -> Evaluation:
+        """A flag with variants but without a default leaves the value to the caller."""
+        frozen = _frozen({**self._metadata, **metadata})
+        return Evaluation(self.definition.id, CALLERS_DEFAULT, None, Reason.DEFAULT, metadata=frozen)
+
+    def failed(self, message: str) -> Evaluation:
+        """An error of the evaluation itself: the caller's default, off for a dangerous flag."""
+        off = self.definition.dangerous and self.boolean
+        value, variant = (False, "off") if off else (CALLERS_DEFAULT, None)
+        metadata = _frozen(self._metadata)
+        return Evaluation(self.definition.id, value, variant, Reason.ERROR, ErrorCode.GENERAL, message, metadata)
 
 
 def _frozen(metadata: Mapping[str, bool | int | float | str]) -> Mapping[str, bool | int | float | str]:
@@ -522,7 +531,7 @@ def _rules(results: _Results) -> list[Step]:
     for place, (index, rule) in enumerate(rules, 1):
         limited = runtime if _is_plain_percentage(rule) else None
         decide, why = _rule(index, rule, results, runtime=limited)
-        steps.append(Step(f"7.{place}", f"rule {rule.type}", _gated(rule, inputs, decide), why))
+        steps.append(Step(f"7.{place}", f"rule {rule.type}", _gated(rule, inputs, results.frame, decide), why))
     return steps or [Step("7", "rules", None, "it has no rules")]
 
 
@@ -530,13 +539,13 @@ def _is_plain_percentage(rule: RolloutRule) -> bool:
     return rule.type == "percentage" and not isinstance(rule.value, Mapping)
 
 
-def _gated(rule: RolloutRule, inputs: Inputs, decide: Decide) -> Decide:
+def _gated(rule: RolloutRule, inputs: Inputs, frame: Frame, decide: Decide) -> Decide:
     """The rule behind its `environments` and `segment`, which must hold as well."""
     if rule.environments is not None:
         allowed, inner = frozenset(rule.environments), decide
         decide = lambda request: inner(request) if request.environment in allowed else None  # noqa: E731
     if rule.segment is not None:
-        holds, behind = compile_segment(rule.segment, inputs.segments), decide
+        holds, behind = compile_segment(rule.segment, inputs.segments, frame), decide
         decide = lambda request: behind(request) if holds(request) else None  # noqa: E731
     return decide
 
@@ -544,6 +553,8 @@ def _gated(rule: RolloutRule, inputs: Inputs, decide: Decide) -> Decide:
 def _rule(index: int, rule: RolloutRule, results: _Results, runtime: float | None) -> tuple[Decide, str]:
     """The rule itself, and its words."""
     name = f"rules[{index}]" if index >= 0 else "rollout"
+    if rule.type == "jsonlogic":
+        return _by_logic(name, rule, rule.value, results, Reason.TARGETING_MATCH), "JSONLogic names the variant"
     if rule.type == "percentage":
         return _percentage(name, rule, results, runtime)
     match = _served(rule, results, Reason.TARGETING_MATCH, rule=name)
@@ -555,7 +566,7 @@ def _rule(index: int, rule: RolloutRule, results: _Results, runtime: float | Non
         words = f"environment is one of {', '.join(rule.value)}"
         return lambda request: match if request.environment in environments else None, words
     if rule.type == "user_segment":
-        holds = compile_segment(rule.value, results.inputs.segments)
+        holds = compile_segment(rule.value, results.inputs.segments, results.frame)
         named = f"segment {rule.value}" if isinstance(rule.value, str) else "a segment of its own"
         return lambda request: match if holds(request) else None, named
     schedule, clock = parse_schedule(rule.value), results.inputs.clock
@@ -578,7 +589,43 @@ def _keyed(rule: RolloutRule) -> Callable[[Request], str | None]:
     return lambda request: request.user or request.request_id
 
 
+def _by_logic(name: str, rule: RolloutRule, expression: Any, results: _Results, reason: Reason) -> Decide:
+    """What the variant gives that an expression names; null goes on to the next rule."""
+    logic, frame = compile_logic(expression, rule.hash), results.frame
+    served = {variant: results.variant(variant, reason, rule=name) for variant in results.variants}
+
+    def decide(request: Request) -> Evaluation | None:
+        try:
+            given = logic(frame.data(request))
+        except (ArithmeticError, RecursionError, TypeError, ValueError) as error:
+            return results.failed(f"{name}: {type(error).__name__}: {error}")
+        if given is None:
+            return None
+        variant = str(given).lower() if isinstance(given, bool) else str(given)
+        return served.get(variant) or results.failed(f"{name}: gave {variant[:80]!r}, which is no variant")
+
+    return decide
+
+
+def _flagd_split(name: str, rule: RolloutRule, results: _Results) -> Decide:
+    """A split as flagd makes it: without a key nothing has been decided, so the default of the flag stays."""
+    shares: list[Any] = [[variant, weight] for variant, weight in rule.value.items()]
+    if rule.by is not None:
+        shares.insert(0, rule.by if isinstance(rule.by, Mapping) else {"var": rule.by})
+    split = _by_logic(name, rule, {"fractional": shares}, results, Reason.SPLIT)
+
+    def decide(request: Request) -> Evaluation | None:
+        result = split(request)
+        request.key_missing = request.key_missing or result is None
+        return result
+
+    return decide
+
+
 def _percentage(name: str, rule: RolloutRule, results: _Results, runtime: float | None) -> tuple[Decide, str]:
+    if rule.hash is not None:
+        words = ", ".join(f"{variant} {weight}" for variant, weight in rule.value.items())
+        return _flagd_split(name, rule, results), f"split {words} ({rule.hash})"
     key_of, seed_bytes = _keyed(rule), seed(results.definition.id, rule.salt)
     if isinstance(rule.value, Mapping):
         return _split(name, rule, key_of, seed_bytes, results)

@@ -34,6 +34,7 @@ _TYPE_OF_RULE = {
     "user_segment": FlagType.USER_SEGMENT,
     "environments": FlagType.ENVIRONMENT,
     "schedule": FlagType.SCHEDULE,
+    "jsonlogic": FlagType.USER_SEGMENT,
 }
 
 
@@ -42,13 +43,15 @@ class RolloutRule:
     """One rule of a flag.
 
     Attributes:
-        type: percentage, user_ids, user_segment, environments or schedule.
-        value: A percentage (0 to 100) or weights by variant that total 100; a list of ids; a segment's name or a
-            condition tree; a list of environments; a schedule.
+        type: percentage, user_ids, user_segment, environments, schedule or jsonlogic.
+        value: A percentage (0 to 100) or weights by variant that total 100 (with `hash`: whole numbers of any total);
+            a list of ids; a segment's name or a condition tree; a list of environments; a schedule; a JSONLogic
+            expression that names the variant, or gives null to go on.
         priority: Higher is evaluated first; equal ones in the order of the file.
         variant: What a match gives; `on` if None.
         salt: Makes the cohort of a percentage independent of the flag's other ones.
-        by: The attribute that a percentage hashes; the user if None.
+        by: The attribute that a percentage hashes; the user if None. With `hash` also a JSONLogic expression.
+        hash: flagd's hash for a split that comes from there (flagd-v3 or flagd-v2), `jv1` if None.
         segment: A segment that must hold as well.
         environments: Environments of which one must hold as well.
     """
@@ -58,7 +61,8 @@ class RolloutRule:
     priority: int = 0
     variant: str | None = None
     salt: str | None = None
-    by: str | None = None
+    by: Any = None
+    hash: str | None = None
     segment: Any = None
     environments: Sequence[str] | None = None
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from jarvis_flags.buckets import threshold
+from jarvis_flags.buckets import FLAGD_HASHES, threshold
 from jarvis_flags.conditions import OPERATORS, ConditionError, Predicate, all_of, any_of, compile_condition
+from jarvis_flags.jsonlogic import WEIGHT_MAX, Frame, Logic, LogicError, compile_logic, truthy
 from jarvis_flags.model import FlagDefinition, FlagStatus, RolloutRule
 from jarvis_flags.schedule import ScheduleError, parse_moment, parse_schedule
 from jarvis_flags.tree import NumberText, TreeMap, plain
@@ -43,9 +44,10 @@ _FLAG = (
     "approvals",
     "metadata",
 )
-_RULE = ("type", "value", "priority", "variant", "salt", "by", "segment", "environments")
-_RULE_TYPES = ("percentage", "user_ids", "user_segment", "environments", "schedule")
+_RULE = ("type", "value", "priority", "variant", "salt", "by", "hash", "segment", "environments")
+_RULE_TYPES = ("percentage", "user_ids", "user_segment", "environments", "schedule", "jsonlogic")
 _INT_MAX = 2**53 - 1
+_NO_FRAME = Frame()
 _NOT_IN_NAMES = re.compile("[^A-Z0-9]")
 
 
@@ -435,9 +437,15 @@ def _rule(
     kind = place.at("type").choice(_RULE_TYPES)
     value = place.at("value")
     taken: Any = value.value
+    hash_name = place.at("hash")
     split = kind == "percentage" and isinstance(taken, Mapping)
+    names_itself = split or kind == "jsonlogic"
+    if hash_name.value is not None:
+        hash_name.choice(FLAGD_HASHES)
+        if not names_itself:
+            hash_name.wrong("only a split over variants and jsonlogic have it")
     if kind == "percentage":
-        taken = _split(value, variants) if split else _percentage(value)
+        taken = _split(value, variants, flagd=hash_name.value is not None) if split else _percentage(value)
     elif kind in ("user_ids", "environments"):
         if value.value is None:
             value.wrong("got nothing, want a list")
@@ -451,19 +459,28 @@ def _rule(
             parse_schedule(taken)
         except ScheduleError as error:
             value.problems.append(Problem(value.file, value.line, f"{value.path}.{error.key}".rstrip("."), str(error)))
+    elif kind == "jsonlogic":
+        taken = plain(value.value)
+        _logic(value, hash_name.value)
     variant = place.at("variant")
     if variant.value is not None:
-        if split:
-            variant.wrong("a split names its variants itself")
+        if names_itself:
+            variant.wrong(f"a {'split' if split else 'jsonlogic rule'} names its variants itself")
         elif variant.value not in variants:
             variant.choice(variants)
-    elif kind is not None and not split and "on" not in variants:
+    elif kind is not None and not names_itself and "on" not in variants:
         place.at("variant").wrong(f"got nothing, want one of {', '.join(variants)}")
-    for key in ("salt", "by"):
-        if place.at(key).value is not None and kind not in ("percentage", "schedule"):
-            place.at(key).wrong("only a percentage has it")
-    if "\0" in place.at("salt").text():
-        place.at("salt").wrong("must not hold a NUL")
+    salt, by = place.at("salt"), place.at("by")
+    for key in (salt, by):
+        if key.value is not None and kind not in ("percentage", "schedule"):
+            key.wrong("only a percentage has it")
+    if "\0" in salt.text():
+        salt.wrong("must not hold a NUL")
+    if salt.value is not None and hash_name.value is not None:
+        salt.wrong("flagd's hashes have none; write it into `by`")
+    expression = hash_name.value is not None and isinstance(by.value, Mapping)
+    if expression:
+        _logic(by, hash_name.value)
     gate = place.at("segment")
     if gate.value is not None:
         _segment(gate, segments, bad_segments)
@@ -473,8 +490,9 @@ def _rule(
         value=taken,
         priority=place.at("priority").whole(0, -1_000_000, 1_000_000),
         variant=variant.value,
-        salt=place.at("salt").text() or None,
-        by=place.at("by").text() or None,
+        salt=salt.text() or None,
+        by=plain(by.value) if expression else by.text() or None,
+        hash=hash_name.value,
         segment=_condition_tree(gate.value),
         environments=None if environments.value is None else environments.texts(),
     )
@@ -492,13 +510,25 @@ def _percentage(place: _Place) -> float:
     return float(value) if isinstance(value, float) else value
 
 
-def _split(place: _Place, variants: tuple[str, ...]) -> Mapping[str, float]:
+def _logic(place: _Place, hash_name: str | None) -> Logic | None:
+    try:
+        return compile_logic(plain(place.value), hash_name if hash_name in FLAGD_HASHES else None)
+    except LogicError as error:
+        place.problems.append(Problem(place.file, place.line, place.path + error.path, str(error)))
+        return None
+
+
+def _split(place: _Place, variants: tuple[str, ...], *, flagd: bool) -> Mapping[str, float]:
     weights = {}
     for weight in place.each():
         name = weight.key
         if name not in variants:
             weight.wrong(f"unknown variant {name!r}, want one of {', '.join(variants)}")
-        weights[name] = _percentage(weight)
+        weights[name] = weight.whole(-1, 0, WEIGHT_MAX) if flagd else _percentage(weight)
+    if flagd:
+        if not 0 < sum(weights.values()) <= WEIGHT_MAX:
+            place.wrong(f"got weights that total {sum(weights.values())}, want 1 to {WEIGHT_MAX}")
+        return MappingProxyType(weights)
     total = sum(round(weight * 1000) for weight in weights.values())
     if total != 100_000:
         place.wrong(f"got weights that total {total / 1000:g}, want exactly 100")
@@ -530,10 +560,12 @@ def _condition_tree(tree: Any) -> Any:
     return [_condition_tree(item) for item in tree] if isinstance(tree, list) else plain(tree)
 
 
-def _segment(place: _Place, segments: Mapping[str, Segment], bad: frozenset[str]) -> Predicate | None:
+def _segment(
+    place: _Place, segments: Mapping[str, Segment], bad: frozenset[str], frame: Frame = _NO_FRAME
+) -> Predicate | None:
     """A segment by its name, or a condition tree in place."""
     if not isinstance(place.value, str):
-        return _condition(place, 0)
+        return _condition(place, 0, frame)
     if place.value in segments:
         return segments[place.value].holds
     if place.value in bad:
@@ -545,14 +577,20 @@ def _segment(place: _Place, segments: Mapping[str, Segment], bad: frozenset[str]
     return None
 
 
-def compile_segment(value: Any, segments: Mapping[str, Segment]) -> Predicate:
-    """A segment of a definition that was checked: the named one, or the condition tree as a function."""
-    predicate = _segment(_Place(value, "", 0, "", []), segments, frozenset())
+def compile_segment(value: Any, segments: Mapping[str, Segment], frame: Frame = _NO_FRAME) -> Predicate:
+    """A segment of a definition that was checked: the named one, or the condition tree as a function.
+
+    Args:
+        value: The segment's name, or a condition tree.
+        segments: The named segments.
+        frame: What JSONLogic in the tree finds as `$flagd`.
+    """
+    predicate = _segment(_Place(value, "", 0, "", []), segments, frozenset(), frame)
     assert predicate is not None, "the definition was checked when it was loaded"
     return predicate
 
 
-def _condition(place: _Place, depth: int) -> Predicate | None:
+def _condition(place: _Place, depth: int, frame: Frame = _NO_FRAME) -> Predicate | None:
     if depth > DEPTH_MAX:
         place.wrong(f"nested deeper than {DEPTH_MAX}")
         return None
@@ -562,15 +600,17 @@ def _condition(place: _Place, depth: int) -> Predicate | None:
     for word, combine in (("all", all_of), ("any", any_of)):
         if word in value:
             place.known((word,))
-            return _combined(place.at(word), combine, depth)
+            return _combined(place.at(word), combine, depth, frame)
     if "not" in value:
         place.known(("not",))
-        inner = _condition(place.at("not"), depth + 1)
+        inner = _condition(place.at("not"), depth + 1, frame)
         return None if inner is None else lambda asked: not inner(asked)
+    if "jsonlogic" in value:
+        return _logic_condition(place, frame)
     place.known(("attribute", "op", "value"))
     attribute, operator = place.at("attribute"), place.at("op")
     if not isinstance(attribute.value, str) or not attribute.value:
-        attribute.wrong(f"got {_shown(attribute.value)}, want an attribute's name (or all, any, not)")
+        attribute.wrong(f"got {_shown(attribute.value)}, want an attribute's name (or all, any, not, jsonlogic)")
         return None
     if operator.choice(tuple(OPERATORS)) is None:
         return None
@@ -582,11 +622,31 @@ def _condition(place: _Place, depth: int) -> Predicate | None:
         return None
 
 
-def _combined(place: _Place, combine: Callable[[Sequence[Predicate]], Predicate], depth: int) -> Predicate | None:
+def _logic_condition(place: _Place, frame: Frame) -> Predicate | None:
+    place.known(("jsonlogic", "hash"))
+    hash_name = place.at("hash")
+    if hash_name.value is not None:
+        hash_name.choice(FLAGD_HASHES)
+    logic = _logic(place.at("jsonlogic"), hash_name.value)
+    if logic is None:
+        return None
+
+    def holds(asked: Any) -> bool:
+        try:
+            return truthy(logic(frame.data(asked)))
+        except (ArithmeticError, RecursionError, TypeError, ValueError):  # as of any condition: it does not hold
+            return False
+
+    return holds
+
+
+def _combined(
+    place: _Place, combine: Callable[[Sequence[Predicate]], Predicate], depth: int, frame: Frame
+) -> Predicate | None:
     if not isinstance(place.value, list) or not place.value:
         place.wrong(f"got {_shown(place.value)}, want a list of conditions")
         return None
-    parts = [_condition(part, depth + 1) for part in place.each()]
+    parts = [_condition(part, depth + 1, frame) for part in place.each()]
     if any(part is None for part in parts):
         return None
     return combine([part for part in parts if part is not None])

@@ -9,15 +9,17 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from openfeature import api
 from openfeature.provider.no_op_provider import NoOpProvider
-from opentelemetry import trace
+from opentelemetry import metrics, trace
 from opentelemetry._logs import get_logger_provider, set_logger_provider
+from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
@@ -115,6 +117,8 @@ def configure(
     if isinstance(api.get_client().provider, NoOpProvider):
         api.set_provider_and_wait(manager.provider)
 
+    _observe_flags(manager)
+
     handle = Handle(settings, endings)
     RUNTIME.handle = handle
     atexit.register(handle.shutdown)
@@ -185,6 +189,24 @@ def _receive_api_logs(pipeline: Any, resource: Resource) -> None:
 
 def _is_no_retry(record: logging.LogRecord) -> bool:
     return record.levelno > logging.ERROR
+
+
+def _observe_flags(manager: FeatureFlagManager) -> None:
+    """Metrics of the flags themselves: how old the snapshot is, its revision, and what is wrong with it."""
+
+    def age(_: CallbackOptions) -> Iterable[Observation]:
+        yield Observation(time.time() - manager.source.snapshot.loaded_at)
+
+    def revision(_: CallbackOptions) -> Iterable[Observation]:
+        yield Observation(manager.source.snapshot.overrides.revision)
+
+    def problems(_: CallbackOptions) -> Iterable[Observation]:
+        yield Observation(len(manager.source.snapshot.problems))
+
+    meter = metrics.get_meter("jarvis_otel")
+    meter.create_observable_gauge("jarvis.flags.age", [age], unit="s", description="Since the flags last changed")
+    meter.create_observable_gauge("jarvis.flags.revision", [revision], description="Run-time changes so far")
+    meter.create_observable_gauge("jarvis.flags.problems", [problems], description="What is wrong with the flag files")
 
 
 def _bounded(shutdown: Callable[[], Any]) -> None:

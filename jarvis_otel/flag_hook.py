@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -29,6 +30,7 @@ from jarvis_otel.runtime import RUNTIME
 __all__ = [
     "EVENT_NAME",
     "SPAN_FLAGS_MAX",
+    "AttributeMapper",
     "EvaluationHook",
     "record_evaluation",
     "report_event",
@@ -38,6 +40,7 @@ __all__ = [
 EVENT_NAME = "feature_flag.evaluation"
 KEY = "feature_flag.key"
 VARIANT = "feature_flag.result.variant"
+VALUE = "feature_flag.result.value"
 REASON = "feature_flag.result.reason"
 PROVIDER = "feature_flag.provider.name"
 CONTEXT_ID = "feature_flag.context.id"
@@ -52,6 +55,7 @@ SPAN_FLAGS_MAX = 32
 
 _TRACES_MAX = 2_048
 _EVENTS_PER_TRACE_MAX = 256
+_VALUE_MAX = 1_000
 _SERIES_MAX = 2_000
 
 
@@ -60,8 +64,34 @@ def span_attribute(flag_id: str) -> str:
     return f"jarvis.flag.{flag_id}"
 
 
+AttributeMapper = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""From the attributes of an event to those that are written."""
+
+
 class EvaluationHook(Hook):
-    """Reports each evaluation, of any OpenFeature provider; it never raises."""
+    """Reports each evaluation, of any OpenFeature provider; it never raises.
+
+    The options are those of OpenFeature's specification, appendix D.
+
+    Args:
+        exclude_attributes: Names of event attributes that are not written.
+        attribute_mapper: Changes the attributes of the event last of all.
+        exclude_exceptions: Leave the message of an error out.
+        include_value: Write the value too, as JSON of at most 1,000 characters; secrets have no place in flags, but
+            values may be large and personal.
+    """
+
+    def __init__(
+        self,
+        *,
+        exclude_attributes: Iterable[str] = (),
+        attribute_mapper: AttributeMapper | None = None,
+        exclude_exceptions: bool = False,
+        include_value: bool = False,
+    ) -> None:
+        self._excluded = frozenset(exclude_attributes) | ({ERROR_MESSAGE} if exclude_exceptions else set())
+        self._mapper = attribute_mapper
+        self._include_value = include_value
 
     def finally_after(
         self,
@@ -87,9 +117,20 @@ class EvaluationHook(Hook):
                     metadata=metadata,
                     error_code=details.error_code,
                     error_message=details.error_message,
+                    value=_shown_value(value) if self._include_value else None,
+                    change=self._change if self._excluded or self._mapper else None,
                 )
         except Exception:  # telemetry never raises into the application; the loss is counted
             _evaluations.failures += 1
+
+    def _change(self, attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+        kept = {key: value for key, value in attributes.items() if key not in self._excluded}
+        return self._mapper(kept) if self._mapper is not None else kept
+
+
+def _shown_value(value: Any) -> str:
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= _VALUE_MAX else f"{text[:_VALUE_MAX]}…"
 
 
 def record_evaluation(series: tuple[str, str | None, str], on: bool, error_code: ErrorCode | None) -> trace.Span | None:
@@ -127,6 +168,8 @@ def report_event(
     metadata: Mapping[str, Any],
     error_code: ErrorCode | None,
     error_message: str | None,
+    value: str | None = None,
+    change: AttributeMapper | None = None,
 ) -> None:
     """Writes the log event of an evaluation; also a span event where the settings ask for that.
 
@@ -138,6 +181,8 @@ def report_event(
         metadata: The result's metadata; `flagSetId` and `version` are taken from it.
         error_code: OpenFeature's error code, or None.
         error_message: What is wrong.
+        value: The value as text, where it is to be written.
+        change: Changes the attributes last of all.
     """
     flag_id, variant, reason = series
     attributes = {
@@ -148,11 +193,14 @@ def report_event(
         CONTEXT_ID: _exported_id(context_id),
         SET_ID: metadata.get("flagSetId"),
         VERSION: metadata.get("version"),
+        VALUE: value,
     }
     if error_code is not None:
         attributes[ERROR_TYPE] = str(error_code).lower()
         attributes[ERROR_MESSAGE] = error_message
-    exported = {key: value for key, value in attributes.items() if value not in (None, "")}
+    exported: Mapping[str, Any] = {key: given for key, given in attributes.items() if given not in (None, "")}
+    if change is not None:
+        exported = change(exported)
     given = variant if error_code is None else f"{error_code.value}, the caller's default"
     # not for a console, where each record shows its flags
     emit_event("jarvis_flags", EVENT_NAME, f"{flag_id} = {given}", attributes=exported, shown=False)

@@ -441,22 +441,23 @@ def announce(entry: AuditEntry) -> None:
     old, new = (values["state"] if values else "file" for values in (entry.old, entry.new))
     percentage = f" at {entry.new['percentage']:g} %" if entry.new and "percentage" in entry.new else ""
     because = f": {entry.reason}" if entry.reason else ""
+    attributes = {
+        "feature_flag.key": entry.flag,
+        "jarvis.change.action": entry.action,
+        "jarvis.change.old": old,
+        "jarvis.change.new": new,
+        "jarvis.change.revision": entry.revision,
+        "jarvis.change.actor": entry.who,
+        "jarvis.change.via": entry.via,
+        "jarvis.change.reason": entry.reason,
+        "jarvis.change.audit_hash": entry.hash,
+    }
     emit_event(
         "jarvis_flags",
         "jarvis.flag.changed",
         f"{entry.flag}: {old} → {new}{percentage} by {entry.who}{because}",
         # not `jarvis.flag.*`, where each key is a flag's
-        attributes={
-            "feature_flag.key": entry.flag,
-            "jarvis.change.action": entry.action,
-            "jarvis.change.old": old,
-            "jarvis.change.new": new,
-            "jarvis.change.revision": entry.revision,
-            "jarvis.change.actor": entry.who,
-            "jarvis.change.via": entry.via,
-            "jarvis.change.reason": entry.reason,
-            "jarvis.change.audit_hash": entry.hash,
-        },
+        attributes={key: value for key, value in attributes.items() if value != ""},
     )
 
 

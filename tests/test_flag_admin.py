@@ -1,5 +1,6 @@
 """Changing flags: FlagAdmin over real files, several processes, real kills, and the command line over it."""
 
+import contextlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 from jarvis_flags.overrides import OverrideSet, read_overrides
 from jarvis_flags.settings import FlagSettings
 from jarvis_flags.source import FileSource
+from jarvis_otel import FeatureFlagManager
 from jarvis_otel.admin.audit import verify
 from jarvis_otel.admin.service import FlagAdmin, OutcomeKind
 from jarvis_otel.admin.store import Author, FileStore
@@ -182,14 +184,14 @@ def change(flag, times):
 
 
 def test_two_processes_that_change_flags_at_the_same_time_lose_no_change(admin, state):
-    children = [change(flag, 60) for flag in ("PLAIN", "QUARTER")]
+    children = [change(flag, 1000) for flag in ("PLAIN", "QUARTER")]
     for child in children:
         child.communicate(timeout=120)
         assert child.returncode == 0
     store = FileStore(state)
     assert list(verify(store.lines())) == []
-    assert read_overrides(state).revision == 120
-    assert [sum(entry.flag == flag for entry in store.history()) for flag in ("PLAIN", "QUARTER")] == [60, 60]
+    assert read_overrides(state).revision == 2000
+    assert [sum(entry.flag == flag for entry in store.history()) for flag in ("PLAIN", "QUARTER")] == [1000, 1000]
 
 
 def test_a_kill_at_any_moment_leaves_the_old_or_the_new_state_and_a_whole_chain(admin, state):
@@ -236,6 +238,54 @@ def test_a_change_is_seen_by_the_running_processes_and_the_answer_says_so(admin,
         == f"PLAIN is on for everyone; seen by 1 of 1 running processes; trading (pid {child.pid}) pins it: FF_PLAIN=false"
     )
     assert FileStore(state).processes() == []
+
+
+@pytest.fixture
+def small_disk(own_project):
+    """A file system of its own under var/, so small that it can be filled."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a file system")
+    place = own_project / "var"
+    place.mkdir(exist_ok=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], check=False, capture_output=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip("this machine mounts no tmpfs")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_on_a_full_disk_on_is_refused_with_a_reason_and_off_works(small_disk, admin, state):
+    assert admin.enable("PLAIN", ME).applied
+    filler = os.open(small_disk / "filler", os.O_WRONLY | os.O_CREAT)
+    with contextlib.suppress(OSError):
+        while True:
+            os.write(filler, b"x" * 4096)
+    os.close(filler)
+    outcome = admin.enable("QUARTER", ME)
+    assert outcome.kind is OutcomeKind.UNAVAILABLE
+    assert "No space left on device; nothing was changed" in outcome.message
+    assert admin.disable("PLAIN", ME).applied
+    assert admin.panic(ME).applied
+    store = FileStore(state)
+    assert list(verify(store.lines())) == []
+    assert {flag: o.state for flag, o in read_overrides(state).overrides.items()} == {
+        "PLAIN": "off",
+        "DANGER": "off",
+        "BROKEN": "off",
+    }
+    (small_disk / "filler").unlink()
+    assert admin.enable("QUARTER", ME).applied
+
+
+def test_evaluation_goes_on_where_the_state_directory_cannot_be_written(flag_file, own_project):
+    flag_file(FLAGS)
+    (own_project / "var").write_text("a file where the directory should be")
+    manager = FeatureFlagManager("config/flags.yaml")
+    assert manager.is_enabled("PLAIN") is False
+    assert manager.set_enabled("PLAIN", True) is False
+    manager.close()
 
 
 def test_the_overrides_survive_the_round_trip_to_their_file():

@@ -285,3 +285,40 @@ def test_the_attribute_names_are_those_of_the_semantic_conventions():
     assert flag_hook.SET_ID == names.FEATURE_FLAG_SET_ID
     assert flag_hook.VERSION == names.FEATURE_FLAG_VERSION
     assert flag_hook.ERROR_MESSAGE == names.FEATURE_FLAG_ERROR_MESSAGE
+
+
+def test_the_hook_leaves_out_what_it_is_told_to_and_writes_the_value_on_request(flag_file):
+    flag_file("flags:\n  F: {variants: {a: secret, b: x}, default: a}\n")
+    code = EVENTS.replace(
+        'configure("test", console=False)',
+        """configure("test", console=False)
+    from openfeature import api
+    from jarvis_otel.flag_hook import EvaluationHook
+    from jarvis_flags import YamlFlagProvider
+    options = dict(exclude_attributes=["feature_flag.set.id"], include_value=True, exclude_exceptions=True,
+                   attribute_mapper=lambda attributes: {**attributes, "team": "x"})
+    api.set_provider_and_wait(YamlFlagProvider(hooks=[EvaluationHook(**options)]))""",
+    ).replace('flags.is_enabled("F", user_id="ann")', 'api.get_client().get_string_value("F", "")')
+    first, _, unknown = run(
+        code.replace('flags.is_enabled("NOWHERE")', 'api.get_client().get_string_value("NOWHERE", "")')
+    )
+    assert first[2]["feature_flag.result.value"] == '"secret"'
+    assert first[2]["team"] == "x"
+    assert "feature_flag.set.id" not in first[2]
+    assert "feature_flag.error.message" not in unknown[2]
+
+
+def test_a_deprecated_or_expired_flag_warns_once_a_process_when_it_is_used(flag_file, caplog):
+    flag_file(
+        "flags:\n  OLD: {status: deprecated, owner: ann}\n  PAST: {expires_at: 2020-01-01}\n  UNUSED: {status: deprecated}\n"
+    )
+    manager = FeatureFlagManager("config/flags.yaml")
+    for _ in range(3):
+        manager.is_enabled("OLD")
+        assert manager.evaluate("PAST").metadata["expired"] is True
+        manager.set_enabled("OLD", True)
+    manager.close()
+    assert [message for message in caplog.messages if message.startswith("flag ")] == [
+        "flag OLD is deprecated: remove it from the code (owner: ann)",
+        "flag PAST expired on 2020-01-01: remove it, or move the date",
+    ]

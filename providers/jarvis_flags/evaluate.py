@@ -424,10 +424,8 @@ class _Results:
 
     def failed(self, message: str) -> Evaluation:
         """An error of the evaluation itself: the caller's default, off for a dangerous flag."""
-        off = self.definition.dangerous and self.boolean
-        value, variant = (False, "off") if off else (CALLERS_DEFAULT, None)
-        metadata = _frozen(self._metadata)
-        return Evaluation(self.definition.id, value, variant, Reason.ERROR, ErrorCode.GENERAL, message, metadata)
+        result = self.off(Reason.ERROR) if self.definition.dangerous else self.callers_default()
+        return replace(result, reason=Reason.ERROR, error_code=ErrorCode.GENERAL, error_message=message)
 
 
 def _frozen(metadata: Mapping[str, bool | int | float | str]) -> Mapping[str, bool | int | float | str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,8 +23,11 @@ from jarvis_flags.evaluate import (
 from jarvis_flags.model import EvaluationContext, FlagDefinition, FlagStatus
 from jarvis_flags.overrides import OverrideSet
 from jarvis_flags.parse import FlagSet, Problem, Segment, pin_name
+from jarvis_flags.schedule import parse_moment
 
 __all__ = ["BadFlag", "ExplainedStep", "Snapshot", "build_snapshot", "changed_flags"]
+
+_logger = logging.getLogger("jarvis_flags")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +77,11 @@ class Snapshot:
         flag_set_id: What the flags are called in telemetry.
         version: A hash of everything that results follow from.
         problems: What is wrong with the files.
+        local_file: The local file that lies over the flag file, if there is one.
         loaded_at: Unix seconds.
         clock: Unix seconds, for schedules and lapsing overrides.
+        held: What flags with `requires_restart` gave when the process started.
+        warned: Ids of flags that the process was warned of; handed from snapshot to snapshot.
     """
 
     definitions: Mapping[str, FlagDefinition]
@@ -87,9 +94,11 @@ class Snapshot:
     flag_set_id: str = ""
     version: str = ""
     problems: tuple[Problem, ...] = ()
+    local_file: str | None = None
     loaded_at: float = 0.0
     clock: Callable[[], float] = time.time
     held: Mapping[str, Flag] = field(default_factory=dict)
+    warned: set[str] = field(default_factory=set)
     _compiled: dict[str, Flag] = field(default_factory=dict)
 
     def flag(self, flag_id: str) -> Flag | None:
@@ -163,6 +172,17 @@ class Snapshot:
             explained.append(ExplainedStep("10", "restart", "decides", why))
         return final, tuple(explained)
 
+    def _is_expired(self, definition: FlagDefinition) -> bool:
+        return definition.expires_at is not None and parse_moment(definition.expires_at) <= self.clock()
+
+    def _warn(self, definition: FlagDefinition, what: str) -> None:
+        """Warns of a flag that is in use, once a process."""
+        if definition.id not in self.warned:
+            self.warned.add(definition.id)
+            _logger.warning(
+                "flag %s %s%s", definition.id, what, f" (owner: {definition.owner})" if definition.owner else ""
+            )
+
     def _compile(self, flag_id: str) -> Flag | None:
         definition, bad = self.definitions.get(flag_id), self.bad.get(flag_id)
         if definition is None and bad is None:
@@ -170,6 +190,11 @@ class Snapshot:
         metadata = dict(self.metadata)
         if bad is not None and definition is not None:
             metadata["lastGood"] = True
+        if definition is not None and self._is_expired(definition):
+            metadata["expired"] = True
+            self._warn(definition, f"expired on {definition.expires_at}: remove it, or move the date")
+        if definition is not None and definition.status is FlagStatus.DEPRECATED:
+            self._warn(definition, "is deprecated: remove it from the code")
         inputs = Inputs(
             segments=self.segments,
             pin=self.pins.get(pin_name(flag_id)),
@@ -228,6 +253,7 @@ def build_snapshot(
         segments=flags.segments,
         problems=flags.problems,
         held=MappingProxyType(held),
+        warned=previous.warned if previous is not None else set(),
         **parts,
     )
 

@@ -312,6 +312,7 @@ class FileSource:
             environment=environment,
             flag_set_id=settings.flags_file.name,
             version=version,
+            local_file=None if local is None else self._shown(self._local_file),
             loaded_at=time.time(),
         )
 

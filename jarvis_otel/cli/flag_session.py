@@ -1,0 +1,166 @@
+"""What each `jarvis flags` command begins with: settings, flags, store, and how it ends."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import logging
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from jarvis_flags.snapshot import Snapshot
+from jarvis_flags.source import FileSource
+from jarvis_flags.tree import load_tree, plain
+from jarvis_otel.admin.audit import AuditEntry
+from jarvis_otel.admin.service import FlagAdmin
+from jarvis_otel.admin.store import Author, FileStore, StoreError
+from jarvis_otel.settings import Settings
+
+__all__ = ["DONE", "NO", "WRONG", "FlagSession", "Run", "add_command", "author_of", "print_json", "value_of"]
+
+DONE, NO, WRONG = 0, 1, 2
+
+
+class FlagSession:
+    """What a command works on.
+
+    Attributes:
+        settings: The settings.
+        source: The flags, read once.
+        store: Their run-time state and audit.
+        told: The entries of the changes that the command made.
+        admin: The service that changes them.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.source = FileSource(settings.flags)
+        self.store = FileStore(settings.flags.flags_state_dir)
+        self.told: list[AuditEntry] = []
+        self.admin = FlagAdmin(self.source, self.store, tell=self.told.append)
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """All flags."""
+        return self.source.snapshot
+
+    def limit(self, flag_id: str) -> float | None:
+        """The percentage of users that a flag is limited to, or None."""
+        override = self.snapshot.overrides.overrides.get(flag_id)
+        if override is not None and override.percentage is not None:
+            return override.percentage
+        definition = self.snapshot.definitions.get(flag_id)
+        return None if definition is None else definition.percentage
+
+    def unusable(self) -> str | None:
+        """Why there are no flags at all, if so."""
+        snapshot = self.snapshot
+        if snapshot.definitions or snapshot.bad:
+            return None
+        return next((str(problem) for problem in snapshot.problems if not problem.path), None)
+
+
+Run = Callable[[FlagSession, argparse.Namespace], int]
+
+
+def add_command(
+    parts: argparse._SubParsersAction[Any],
+    name: str,
+    summary: str,
+    example: str,
+    run: Run,
+    *,
+    default: str = "human",
+    needs_flags: bool = True,
+) -> argparse.ArgumentParser:
+    """Adds one command to `jarvis flags`.
+
+    Args:
+        parts: The commands.
+        name: What it is called.
+        summary: What it does, in a phrase.
+        example: A command line.
+        run: Does it.
+        default: The format where none is asked for.
+        needs_flags: Whether it can do nothing without a flag file that can be read.
+    """
+    parser: argparse.ArgumentParser = parts.add_parser(
+        name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=f"example: {example}"
+    )
+    parser.add_argument("--format", choices=("human", "json"), default=default)
+    parser.set_defaults(func=lambda args: _run(run, args, needs_flags=needs_flags))
+    return parser
+
+
+def _run(run: Run, args: argparse.Namespace, *, needs_flags: bool) -> int:
+    settings = Settings.load()
+    for problem in settings.problems:
+        print(f"jarvis: {problem}", file=sys.stderr)
+    if settings.problems:
+        return WRONG
+    # the commands say themselves what is wrong with the files, where it matters to them
+    logging.getLogger("jarvis_flags").addHandler(logging.NullHandler())
+    logging.getLogger("jarvis_flags").propagate = False
+    flags = FlagSession(settings)
+    if needs_flags:
+        if (why := flags.unusable()) is not None:
+            print(f"jarvis: {why}", file=sys.stderr)
+            return WRONG
+        for found in flags.snapshot.problems:
+            print(f"jarvis: {found}", file=sys.stderr)
+    try:
+        status = run(flags, args)
+    except StoreError as error:
+        print(f"jarvis: {error}", file=sys.stderr)
+        return WRONG
+    if flags.told:
+        sys.stdout.flush()
+        _announce(settings, flags.told)
+    return status
+
+
+def _announce(settings: Settings, told: list[AuditEntry]) -> None:
+    """Sends the log records of changes to the collector, if there is one; the audit has them in any case."""
+    if not settings.logs_exporter or settings.sdk_disabled:
+        return
+    from jarvis_otel.manager import announce  # noqa: PLC0415 - only where something changed
+    from jarvis_otel.pipeline import Pipeline  # noqa: PLC0415
+    from jarvis_otel.runtime import RUNTIME  # noqa: PLC0415
+
+    resource = {"service.name": "jarvis-cli", "host.name": socket.gethostname()}
+    pipeline = Pipeline(
+        settings.otlp_endpoint, resource, headers=settings.otlp_headers, timeout=settings.otlp_timeout, quiet=True
+    )
+    RUNTIME.pipeline = pipeline
+    for entry in told:
+        announce(entry)
+    pipeline.shutdown(1.0)
+
+
+def print_json(value: Any) -> None:
+    """Writes a value as JSON."""
+    sys.stdout.buffer.write(orjson.dumps(value, default=plain, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    sys.stdout.buffer.flush()
+
+
+def author_of(args: argparse.Namespace) -> Author:
+    """Who changes something: as --by says, else the user and host of the system."""
+    if args.by:
+        return Author(args.by, "cli", args.reason)
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container may run as a user without a name
+        user = "unknown"
+    return Author(f"{user}@{socket.gethostname()}", "cli", args.reason)
+
+
+def value_of(text: str) -> Any:
+    """A value as YAML reads it: true, 5, text."""
+    try:
+        return plain(load_tree(text))
+    except ValueError:
+        return text

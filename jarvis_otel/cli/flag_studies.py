@@ -1,0 +1,215 @@
+"""The `jarvis flags` commands that study flags: who would move under a change, and which flags have had their day."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from jarvis_flags.buckets import threshold
+from jarvis_flags.evaluate import result_name
+from jarvis_flags.model import EvaluationContext, FlagDefinition
+from jarvis_flags.overrides import Override, OverrideSet
+from jarvis_flags.schedule import parse_moment
+from jarvis_flags.snapshot import Snapshot
+from jarvis_flags.source import FileSource
+from jarvis_otel.cli.flag_session import DONE, NO, WRONG, FlagSession, add_command, print_json
+from jarvis_otel.terminal import printable, table
+
+__all__ = ["add_study_parsers"]
+
+USERS_MAX = 1_000_000
+SHOWN_MAX = 10
+STALE_DAYS = 30
+_CODE_BYTES_MAX = 4 * 1024 * 1024
+
+
+def add_study_parsers(parts: argparse._SubParsersAction[Any]) -> None:
+    """Adds simulate and stale to `jarvis flags`."""
+    example = "jarvis flags simulate NEW_UI --users 10000 --rollout 50"
+    simulate = add_command(parts, "simulate", "who gets what, and who would move under a change", example, _simulate)
+    simulate.add_argument("flag", metavar="FLAG")
+    simulate.add_argument(
+        "--users", metavar="FILE|N", required=True, help="a file with one id a line, or N for user0 to userN-1"
+    )
+    simulate.add_argument("--env", metavar="ENV", help="the environment (default: as an application here would)")
+    change = simulate.add_mutually_exclusive_group()
+    change.add_argument("--rollout", metavar="PCT", type=float, help="as if this percentage were set")
+    change.add_argument("--on", action="store_true", help="as if it were turned on")
+    change.add_argument("--off", action="store_true", help="as if it were turned off")
+    change.add_argument("--file", metavar="FILE", type=Path, help="as if this were the flag file")
+
+    stale = add_command(parts, "stale", "flags that have had their day", "jarvis flags stale --code src", _stale)
+    stale.add_argument("--code", metavar="DIR", type=Path, help="also flags that no file in here names")
+    stale.add_argument("--days", metavar="N", type=int, default=STALE_DAYS, help=f"how long is long ({STALE_DAYS})")
+
+
+# --- simulate ---
+
+
+def _simulate(flags: FlagSession, args: argparse.Namespace) -> int:
+    snapshot = flags.snapshot
+    if args.flag not in snapshot.definitions and args.flag not in snapshot.bad:
+        print(f"jarvis: no flag {printable(args.flag)!r}; jarvis flags list shows them", file=sys.stderr)
+        return NO
+    try:
+        proposed = _proposed(flags, args)
+        users = list(_users(args.users))
+    except (OSError, ValueError) as error:
+        print(f"jarvis flags simulate: {error}", file=sys.stderr)
+        return WRONG
+    now, then, moved = Counter[str](), Counter[str](), []
+    for user in users:
+        before, after = (_given(one, args, user) for one in (snapshot, proposed or snapshot))
+        now[before] += 1
+        then[after] += 1
+        if before != after:
+            moved.append({"user": user, "from": before, "to": after})
+    if args.format == "json":
+        result: dict[str, Any] = {"flag": args.flag, "users": len(users), "now": dict(now)}
+        print_json({**result, "proposed": dict(then), "moved": moved} if proposed else result)
+        return DONE
+    rows: list[tuple[str, ...]] = [("VARIANT", "NOW", "THEN") if proposed else ("VARIANT", "NOW")]
+    for variant in sorted({*now, *then}):
+        counts = [_share(now[variant], len(users))] + ([_share(then[variant], len(users))] if proposed else [])
+        rows.append((variant, *counts))
+    print("\n".join(table(rows, texts=1)))
+    if proposed:
+        print(f"{len(moved)} of {len(users)} users move")
+        for move in moved[:SHOWN_MAX]:
+            print(f"  {printable(move['user'])}: {move['from']} → {move['to']}")
+        if len(moved) > SHOWN_MAX:
+            print(f"  … and {len(moved) - SHOWN_MAX} more (--format json lists them)")
+    return DONE
+
+
+def _proposed(flags: FlagSession, args: argparse.Namespace) -> Snapshot | None:
+    """The snapshot under the change that is asked about, or None where none is."""
+    snapshot = flags.snapshot
+    if args.file is not None:
+        if not args.file.is_file():
+            raise ValueError(f"--file: {args.file}: there is no such file")
+        settings = replace(flags.settings.flags, flags_file=args.file.absolute())
+        return FileSource(replace(settings, state_dir=flags.settings.flags.state_dir)).snapshot
+    if args.rollout is not None:
+        threshold(args.rollout)
+        override = Override("on", percentage=args.rollout)
+    elif args.on or args.off:
+        standing = snapshot.overrides.overrides.get(args.flag)
+        override = Override("on" if args.on else "off", percentage=standing.percentage if standing else None)
+    else:
+        return None
+    overrides = {**snapshot.overrides.overrides, args.flag: override}
+    return replace(snapshot, overrides=OverrideSet(0, MappingProxyType(overrides)), _compiled={})
+
+
+def _users(given: str) -> Iterator[str]:
+    if given.isdigit():
+        if int(given) > USERS_MAX:
+            raise ValueError(f"--users: got {given}, want at most {USERS_MAX}")
+        yield from (f"user{number}" for number in range(int(given)))
+        return
+    with Path(given).open(encoding="utf-8", errors="surrogateescape") as file:
+        for number, line in enumerate(file):
+            if number >= USERS_MAX:
+                raise ValueError(f"--users: {given} has more than {USERS_MAX} lines")
+            if user := line.strip():
+                yield user
+
+
+def _given(snapshot: Snapshot, args: argparse.Namespace, user: str) -> str:
+    result = snapshot.evaluate(args.flag, snapshot.request(EvaluationContext(user, args.env)))
+    return result_name(result.variant, result.value, result.reason) or "the caller's default"
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count} ({100 * count / total:.1f} %)" if total else "0"
+
+
+# --- stale ---
+
+
+def _stale(flags: FlagSession, args: argparse.Namespace) -> int:
+    if args.code is not None and not args.code.is_dir():
+        print(f"jarvis flags stale: --code: {args.code} is no directory", file=sys.stderr)
+        return WRONG
+    now = datetime.now(UTC)
+    since = now - timedelta(days=args.days)
+    reasons: dict[str, list[str]] = {flag_id: [] for flag_id in flags.snapshot.definitions}
+    for flag_id, definition in flags.snapshot.definitions.items():
+        if definition.expires_at is not None and parse_moment(definition.expires_at) <= now.timestamp():
+            reasons[flag_id].append(f"expired on {definition.expires_at}")
+        if (settled := _settled_since(flags, definition)) is not None and settled <= since:
+            reasons[flag_id].append(f"the same for everyone since {settled:%Y-%m-%d}")
+    for flag_id, reason in _never_evaluated(flags, since):
+        reasons[flag_id].append(reason)
+    if args.code is not None:
+        for flag_id in _not_named(reasons, args.code):
+            reasons[flag_id].append(f"no file in {args.code} names it")
+    found = {flag_id: why for flag_id, why in reasons.items() if why}
+    if args.format == "json":
+        print_json(found)
+    elif found:
+        rows = [(flag_id, flags.snapshot.definitions[flag_id].owner, "; ".join(why)) for flag_id, why in found.items()]
+        print("\n".join(table([("FLAG", "OWNER", "WHY"), *rows])))
+    return DONE if found else NO
+
+
+def _settled_since(flags: FlagSession, definition: FlagDefinition) -> datetime | None:
+    """Since when a flag has given everyone the same on, as far as file and audit tell; None where it does not."""
+    snapshot = flags.snapshot
+    flag = snapshot.flag(definition.id)
+    whole = flags.limit(definition.id) == 100
+    if flag is None or not (whole or (flag.constant is not None and flag.constant.on)):
+        return None
+    changes = [datetime.fromisoformat(entry.at) for entry in flags.admin.history(definition.id) if entry.new]
+    for text in (definition.updated_at, definition.created_at):
+        if not changes and text:
+            try:
+                return datetime.fromtimestamp(parse_moment(text), UTC)
+            except ValueError:
+                continue
+    return max(changes, default=None)
+
+
+def _never_evaluated(flags: FlagSession, since: datetime) -> Iterator[tuple[str, str]]:
+    """Flags that no record since then lists as evaluated; nothing where there are no records to tell by."""
+    from jarvis_otel.query.log_query import LogQuery  # noqa: PLC0415 - the query engine, where logs are asked
+
+    pending, earliest = set(flags.snapshot.definitions), None
+    try:
+        for record in LogQuery(flags.settings.log_dir).iterate(since=since):
+            earliest = min(earliest or record["timestamp"], record["timestamp"])
+            pending.difference_update(record.get("flags") or ())
+            if not pending:
+                return
+    except OSError:
+        print(f"jarvis: no log files in {flags.settings.log_dir}: what is never evaluated is not told", file=sys.stderr)
+        return
+    if earliest is not None:
+        for flag_id in sorted(pending):
+            yield flag_id, f"not evaluated since {earliest[:10]}"
+
+
+def _not_named(flag_ids: Mapping[str, Any], directory: Path) -> Iterable[str]:
+    """Flags whose id stands in no file of a directory; hidden directories and huge files are passed over."""
+    pending = {flag_id: flag_id.encode() for flag_id in flag_ids}
+    for path in directory.rglob("*"):
+        if any(part.startswith(".") for part in path.relative_to(directory).parts) or not path.is_file():
+            continue
+        try:
+            if path.stat().st_size > _CODE_BYTES_MAX:
+                continue
+            content = path.read_bytes()
+        except OSError:
+            continue
+        pending = {flag_id: name for flag_id, name in pending.items() if name not in content}
+        if not pending:
+            break
+    return sorted(pending)

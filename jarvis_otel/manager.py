@@ -372,25 +372,40 @@ class FeatureFlagManager:
         return outcome.applied
 
     def create_flag(self, definition: FlagDefinition) -> bool:
-        """Adds a flag to a manager in memory, or replaces the one of its id.
+        """Adds a flag: to the flag file, whose comments and order stay, or to a manager in memory.
+
+        In memory it replaces the flag of its id; in a file it must be new.
 
         Returns:
-            Whether it was added; what is wrong with the definition is logged.
+            Whether it was added; why not is logged.
         """
         source = self.source
-        if not isinstance(source, MemorySource):
-            _logger.warning("%s was not created: write it into %s", definition.id, self._file_name())
-            return False
         try:
-            source.put(definition)
-        except ValueError as error:
+            if isinstance(source, MemorySource):
+                source.put(definition)
+            else:
+                assert isinstance(source, FileSource)
+                from jarvis_flags.edit import add_flag  # noqa: PLC0415 - few processes write flag files
+
+                add_flag(source.settings.flags_file, definition)
+                source.reload()
+        except (ValueError, OSError) as error:
             _logger.warning("%s was not created: %s", definition.id, error)
             return False
         return True
 
-    def _file_name(self) -> str:
-        source = self.source
-        return str(source.settings.flags_file) if isinstance(source, FileSource) else "memory"
+    def save_to_file(self, path: str | os.PathLike[str]) -> None:
+        """Writes the definitions into a flag file; what it says already keeps its text, comments and order.
+
+        Raises:
+            ValueError: The file cannot be used, or somebody changed it meanwhile.
+            OSError: It cannot be written.
+        """
+        from jarvis_flags.edit import save_flags  # noqa: PLC0415
+
+        snapshot = self.source.snapshot
+        segments = {name: segment.source for name, segment in snapshot.segments.items()}
+        save_flags(path, snapshot.definitions.values(), segments)
 
     def load_from_file(self, path: str | os.PathLike[str]) -> None:
         """Takes the flags of a file; a manager in memory copies them, another one follows the file from now on.

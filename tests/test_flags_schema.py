@@ -111,6 +111,11 @@ def condition(op, value):
         flag(expires_at=2027),
         flag(on_expiry="delete"),
         flag(dangerous="maybe"),
+        flag(status=[]),
+        flag(status=False),
+        flag(on_expiry=""),
+        flag(variants={"a": 1}, default=[]),
+        rule("percentage", {"on": 5, "off": None}, hash="flagd-v3"),
         flag(approvals=0),
         flag(approvals=1.5),
         flag(metadata={"a": []}),
@@ -132,6 +137,14 @@ def condition(op, value):
         rule("percentage", 5, vairant="on"),
         rule("percentage", 5, environments="prod"),
         rule("percentage", 5, segment=5),
+        rule("percentage", 5, hash="flagd-v3"),
+        rule("percentage", {"on": 1.5}, hash="flagd-v3"),
+        rule("percentage", {"on": 1}, hash="md5"),
+        rule("percentage", {"on": 1}, hash="flagd-v3", salt="x"),
+        rule("percentage", {"on": 100}, by={"var": "email"}),
+        rule("user_ids", ["ann"], hash="flagd-v3"),
+        rule("jsonlogic", "on", variant="on"),
+        rule("user_segment", {"jsonlogic": True, "hash": "md5"}),
         rule("user_ids", "ann"),
         rule("user_ids", None),
         rule("user_ids", ["ann"], salt="x"),
@@ -184,6 +197,7 @@ def test_what_has_the_wrong_shape_is_refused_by_the_schema_and_by_the_parser(doc
         rule("user_segment", "nowhere"),
         rule("user_ids", ["ann"], variant="blue"),
         condition("matches", "(a+)+"),
+        rule("jsonlogic", {"no_such": []}),
         rule("schedule", {"timezone": "Mars"}),
         rule("schedule", {"start": "2027-03-02", "end": "2027-03-01"}),
         flag(variants={"a": 1}, default="b"),
@@ -225,6 +239,7 @@ _condition = st.recursive(
     _comparison,
     lambda inner: (
         st.fixed_dictionaries({"not": inner})
+        | st.just({"jsonlogic": {"==": [{"var": "x"}, 1]}, "hash": "flagd-v3"})
         | st.fixed_dictionaries({"all": st.lists(inner, min_size=1, max_size=3)})
         | st.fixed_dictionaries({"any": st.lists(inner, min_size=1, max_size=3)})
     ),
@@ -265,8 +280,19 @@ def _rules(variants):
         lambda n: {names[0]: n / 1000, names[-1]: (100_000 - n) / 1000} if len(names) > 1 else {names[0]: 100}
     )
     splits = st.fixed_dictionaries({"type": st.just("percentage"), "value": split}, optional={**common, **hashed})
+    weights = st.dictionaries(st.sampled_from(names), st.integers(1, 1000), min_size=1)
+    from_flagd = st.fixed_dictionaries(
+        {"type": st.just("percentage"), "value": weights, "hash": st.sampled_from(["flagd-v2", "flagd-v3"])},
+        optional={**common, "by": _text | st.just({"var": "email"})},
+    )
+    logic = st.fixed_dictionaries(
+        {"type": st.just("jsonlogic"), "value": st.just({"if": [{"==": [{"var": "x"}, 1]}, names[0], None]})},
+        optional={**common, "hash": st.none() | st.just("flagd-v3")},
+    )
     return st.lists(
-        of("percentage", _percent, **hashed)
+        from_flagd
+        | logic
+        | of("percentage", _percent, **hashed)
         | splits
         | of("user_ids", _texts)
         | of("environments", _texts)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
+from jarvis_flags.model import FlagDefinition, RolloutRule
 from jarvis_otel.admin.service import Outcome, OutcomeKind
 from jarvis_otel.admin.store import Author
 from jarvis_otel.cli.flag_session import DONE, NO, WRONG, FlagSession, add_command, author_of, print_json
@@ -40,6 +42,16 @@ def add_change_parsers(parts: argparse._SubParsersAction[Any]) -> None:
         parser.add_argument("--reason", metavar="TEXT", default="", help="why; goes to the audit")
         parser.add_argument("--by", metavar="WHO", help="who (default: the system's user and host)")
         parser.add_argument("--yes", action="store_true", help="confirms turning on a dangerous flag")
+
+    example = "jarvis flags create NEW_UI --name 'New UI' --owner ui-team --rollout 10"
+    create = add_command(parts, "create", "write a new flag into the flag file", example, _create, needs_flags=False)
+    create.add_argument("flag", metavar="FLAG")
+    for field in ("name", "description", "category", "owner", "expires-at"):
+        create.add_argument(f"--{field}", metavar="TEXT", help=f"its {field.replace('-', ' ')}")
+    create.add_argument("--services", metavar="A,B", help="services whose records list it")
+    create.add_argument("--rollout", metavar="PCT", type=_percent, help="on for this percentage of users")
+    create.add_argument("--enabled", action="store_true", help="on for everyone")
+    create.add_argument("--dangerous", action="store_true", help="turning it on needs confirmation")
 
 
 def _finish(args: argparse.Namespace, outcome: Outcome) -> int:
@@ -106,6 +118,35 @@ def _reset(flags: FlagSession, args: argparse.Namespace) -> int:
 
 def _panic(flags: FlagSession, args: argparse.Namespace) -> int:
     return _finish(args, flags.admin.panic(author_of(args)))
+
+
+def _create(flags: FlagSession, args: argparse.Namespace) -> int:
+    from jarvis_flags.edit import add_flag  # noqa: PLC0415 - only where a file is written
+
+    path = flags.settings.flags.flags_file
+    definition = FlagDefinition(
+        id=args.flag,
+        name=args.name or "",
+        description=args.description or "",
+        owner=args.owner or "",
+        enabled=args.enabled,
+        category=args.category or "general",
+        services=[name.strip() for name in (args.services or "").split(",") if name.strip()],
+        rules=[] if args.rollout is None else [RolloutRule("percentage", args.rollout)],
+        expires_at=args.expires_at,
+        dangerous=args.dangerous,
+        created_at=datetime.now(UTC).strftime("%Y-%m-%d"),
+    )
+    try:
+        add_flag(path, definition)
+    except (ValueError, OSError) as error:
+        print(f"jarvis flags create: {error}", file=sys.stderr)
+        return WRONG
+    if args.format == "json":
+        print_json({"flag": args.flag, "file": str(path)})
+    else:
+        print(f"{printable(args.flag)} was written into {path}")
+    return DONE
 
 
 def _percent(text: str) -> float:

@@ -192,7 +192,10 @@ def _tree(content: bytes, shown: str) -> Mapping[str, Any]:
 
 def _check(tree: Mapping[str, Any], intended: Mapping[str, Any], content: bytes, shown: str) -> None:
     """Reads the new content as every process will, before any can."""
-    written = _tree(content, shown)
+    try:
+        written = load_tree(content)
+    except TreeError as error:
+        raise ValueError(f"{shown}: cannot be edited: it would then read {error}; edit it by hand") from None
     if written != intended:
         raise ValueError(f"{shown}: the change would also change something else (an anchor?); edit it by hand")
     known = {(problem.path, problem.message) for problem in parse_flags(tree, shown).problems}
@@ -223,7 +226,7 @@ def _edited(text: str, changes: _Changes, intended: Mapping[str, Any], *, json_f
         if not json_file:
             raise
         # what JSON has and YAML has not, such as surrogate pairs in escapes: no marks, so it is written whole
-        return json.dumps(intended, indent=2, ensure_ascii=False) + "\n"
+        return _json_text(intended, indent=2) + "\n"
 
 
 # --- where values stand in the text ---
@@ -240,15 +243,16 @@ class _Node:
     flow: bool = False
     entries: list[_Entry] = field(default_factory=list)
 
-    def entry(self, key: str) -> _Entry | None:
-        return next((entry for entry in self.entries if entry.key == key), None)
-
 
 @dataclass(slots=True)
 class _Entry:
     key: str
     name: _Node
     value: _Node
+
+
+def _end(event: Any) -> int:
+    return int(event.end_mark.index)
 
 
 class _Reader:
@@ -268,7 +272,7 @@ class _Reader:
         start, column = event.start_mark.index, event.start_mark.column
         if isinstance(event, yaml.ScalarEvent | yaml.AliasEvent):
             kind = "scalar" if isinstance(event, yaml.ScalarEvent) else "alias"
-            length = len(self._text[start : event.end_mark.index].rstrip())
+            length = len(self._text[start : _end(event)].rstrip())
             return _Node(start, start + length, column, kind)
         node = _Node(start, start, column, "sequence", bool(event.flow_style))
         if isinstance(event, yaml.SequenceStartEvent):
@@ -282,7 +286,7 @@ class _Reader:
                 node.entries.append(_Entry(key, name, value))
                 node.end = value.end
         if node.flow:
-            node.end = event.end_mark.index
+            node.end = _end(event)
         elif node.entries:
             # an anchor or a tag may stand in a line of its own before the first key
             node.column = node.entries[0].name.column
@@ -316,10 +320,11 @@ class _Splicer:
     def _change(self, node: _Node, changes: _Changes, depth: int | None) -> None:
         put: _Levelled = {}
         taken: set[str] = set()
+        there = {entry.key: entry for entry in node.entries}
         for key, value in changes.items():
             below = _DEPTH.get(key, 0) if depth is None else depth - 1
             new = _without_nothing(value) if below else value
-            entry = node.entry(key)
+            entry = there.get(key)
             if value is None:
                 taken.add(key)
             elif entry is None:
@@ -436,15 +441,15 @@ class _Splicer:
 
     def _pair(self, key: str, value: Any, column: int) -> str:
         if self._json:
-            return f"{json.dumps(key, ensure_ascii=False)}: {self._flow(value, column)}"
+            return f"{_json_text(key)}: {self._flow(value, column)}"
         return _flow({key: value})[1:-1]
 
     def _flow(self, value: Any, column: int) -> str:
         if not self._json:
             return _flow(value)
-        text = json.dumps(value, ensure_ascii=False)
+        text = _json_text(value)
         if len(text) > _LINE_MAX - column:
-            text = json.dumps(value, ensure_ascii=False, indent=2).replace("\n", self._newline + " " * column)
+            text = _json_text(value, indent=2).replace("\n", self._newline + " " * column)
         return text
 
 
@@ -461,6 +466,14 @@ def _without_nothing(value: Any) -> Any:
 # --- how new values are written ---
 
 
+def _json_text(value: Any, *, indent: int | None = None) -> str:
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    # what JSON takes as it is, and YAML does not
+    return re.sub(
+        "[\x7f-\xa0\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text
+    )
+
+
 class _Dumper(yaml.SafeDumper):
     """Writes scalars that YAML 1.1 and the core schema of 1.2 read alike."""
 
@@ -468,8 +481,13 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+_BREAKS = ("\n", "\x85", "\u2028", "\u2029")
+
+
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\n" in text else None)
+    return dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style='"' if len(text.splitlines()) > 1 or text.endswith(_BREAKS) else None
+    )
 
 
 _Dumper.add_representer(str, _represent_text)

@@ -745,7 +745,7 @@ def _default(definition: FlagDefinition, results: _Results) -> Step:
     def decide(request: Request) -> Evaluation:
         if request.missed:
             return missed_keyless if request.key_missing else missed
-        return plain
+        return keyless if request.key_missing else plain
 
     why = f"enabled is {str(definition.enabled).lower()}"
     if definition.default is not None:

@@ -101,7 +101,7 @@ def import_flagd(document: Any, hash_name: str = "flagd-v3") -> Imported:
         raise ValueError(  # noqa: TRY004 - a bad document is a bad value, whatever is wrong with it
             "want a mapping with `flags`, each under its key, as flagd writes them"
         )
-    evaluators, shared = document.get("$evaluators") or {}, document.get("metadata") or {}
+    evaluators, shared = document.get("$evaluators", {}), document.get("metadata", {})
     for key, value in (("$evaluators", evaluators), ("metadata", shared)):
         if not isinstance(value, Mapping):
             raise ValueError(f"{key}: want a mapping")  # noqa: TRY004 - the same
@@ -500,7 +500,8 @@ class _Writing:
             return {"!": [self._condition(tree["not"], f"{path}.not")]}
         if "jsonlogic" in tree:
             self._same_hash(tree.get("hash"), "segment")
-            return tree["jsonlogic"]
+            # null holds for nobody, but here None is said of a condition that everybody meets
+            return False if tree["jsonlogic"] is None else tree["jsonlogic"]
         name, op, literal = tree["attribute"], tree["op"], tree.get("value")
         if name in OWN_NAMES or "." in name or name == "$flagd":
             raise _RefusedError(path, f"flagd would read the attribute {name!r} otherwise")

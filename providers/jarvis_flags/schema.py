@@ -11,7 +11,9 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from jarvis_flags.buckets import FLAGD_HASHES
 from jarvis_flags.conditions import OPERATORS
+from jarvis_flags.jsonlogic import WEIGHT_MAX
 from jarvis_flags.model import FlagStatus
 from jarvis_flags.regex import PATTERN_MAX
 
@@ -123,7 +125,11 @@ _RULE: Mapping[str, _Schema] = {
     ),
     "variant": _said("The variant that a match gives; on where none is named.", {"type": "string"}),
     "salt": _said("Makes the cohort of a percentage independent of the flag's other ones.", _TEXT),
-    "by": _said("The attribute that a percentage hashes instead of the user.", _TEXT),
+    "by": _said(
+        "The attribute that a percentage hashes instead of the user; with a hash of flagd's also JSONLogic.",
+        {"type": ["string", "number", "object"]},
+    ),
+    "hash": _said("The hash of flagd that a split or JSONLogic from there keeps.", {"enum": list(FLAGD_HASHES)}),
     "segment": _said("A segment, by name or in place, that must hold as well.", _SEGMENT),
     "environments": _said("Environments of which one must hold as well.", _TEXTS),
 }
@@ -159,7 +165,17 @@ _VALUES: Mapping[str, _Schema] = {
     "user_segment": _said("The name of a segment, or a condition in place.", _SEGMENT),
     "environments": _said("The environments.", _TEXTS),
     "schedule": _said("When it holds.", {"$ref": "#/$defs/schedule"}),
+    "jsonlogic": _said("JSONLogic as flagd has it, which gives the name of a variant or nothing.", {}),
 }
+
+_FLAGD_SPLIT = _said(
+    "Weights by variant, whole numbers of any total.",
+    {
+        "type": "object",
+        "minProperties": 1,
+        "additionalProperties": {"type": "integer", "minimum": 0, "maximum": WEIGHT_MAX},
+    },
+)
 
 _LIST = {"type": "array", "items": _SCALAR}
 _STRING = {"type": "string"}
@@ -233,15 +249,31 @@ def _or_nothing(field: _Schema) -> _Schema:
 
 
 def _rule() -> _Schema:
-    nothing = {"type": "null"}
-    choices = []
-    for kind, value in _VALUES.items():
-        shapes: _Schema = {"value": value}
-        if kind not in ("percentage", "schedule"):
-            shapes |= {"salt": nothing, "by": nothing}
-        choices.append({"if": {"properties": {"type": {"const": kind}}}, "then": {"properties": shapes}})
     rule = _mapping({**_RULE, "type": {**_RULE["type"], "enum": list(_VALUES)}}, wanted=["type", "value"])
-    return {**rule, "required": ["type", "value"], "allOf": choices}
+    choices = [{"if": {"properties": {"type": {"const": kind}}}, "then": _rule_of(kind)} for kind in _VALUES]
+    return {**rule, "required": ["type"], "allOf": choices}
+
+
+def _rule_of(kind: str) -> _Schema:
+    """What a rule of this type has and has not, beside the fields of all."""
+    nothing = {"type": "null"}
+    if kind == "jsonlogic":
+        return {"properties": {"value": _VALUES[kind], **dict.fromkeys(("variant", "salt", "by"), nothing)}}
+    wanted = {"required": ["value"]}
+    by_name = {**_TEXT, "type": [*_TEXT["type"], "null"]}
+    ours = {"value": _VALUES[kind], "hash": nothing}
+    if kind == "percentage":
+        from_flagd = {"required": ["hash"], "properties": {"hash": {"type": "string"}}}
+        theirs = {"value": _FLAGD_SPLIT, "variant": nothing, "salt": nothing}
+        return {
+            **wanted,
+            "if": from_flagd,
+            "then": {"properties": theirs},
+            "else": {"properties": {**ours, "by": by_name}},
+        }
+    if kind == "schedule":
+        return {**wanted, "properties": {**ours, "by": by_name}}
+    return {**wanted, "properties": {**ours, "salt": nothing, "by": nothing}}
 
 
 def _condition() -> _Schema:
@@ -252,6 +284,10 @@ def _condition() -> _Schema:
         {"any": _said("Conditions of which one must hold.", conditions)},
         {"not": _said("A condition that must not hold.", inner)},
         {
+            "jsonlogic": _said("JSONLogic as flagd has it that must be truthy.", {}),
+            "hash": _said("The hash of flagd that it keeps.", {"enum": [*FLAGD_HASHES, None]}),
+        },
+        {
             "attribute": _said(
                 "The attribute that is asked about; dots lead into nested ones.", {"type": "string", "minLength": 1}
             ),
@@ -259,7 +295,7 @@ def _condition() -> _Schema:
             "value": _said("What it is compared with.", {}),
         },
     ]
-    choices = [{**_mapping(form, wanted=form), "required": list(form)} for form in forms]
+    choices = [{**_mapping(form, wanted=form), "required": [key for key in form if key != "hash"]} for form in forms]
     choices[-1]["allOf"] = [
         {"if": {"properties": {"op": {"const": operator}}}, "then": {"properties": {"value": _LITERALS[operator]}}}
         for operator in OPERATORS

@@ -42,6 +42,7 @@ __all__ = ["Change", "FileSource", "FlagSource", "MemorySource", "Subscriber"]
 LAST_GOOD_FILE = "last_good.json"
 
 _MISSING = "there is no such file"
+_TOLD_MAX = 20
 
 _logger = logging.getLogger("jarvis_flags")
 
@@ -441,8 +442,11 @@ class FileSource:
         problems = {str(problem) for problem in snapshot.problems if not self._is_expected(problem)}
         problems |= {_pin_problem(name, value, snapshot) for name, value in snapshot.pins.items()} - {""}
         problems |= {f"{name} is set, but pins no flag" for name in snapshot.unmatched_pins}
-        for problem in sorted(problems - self._told):
+        news = sorted(problems - self._told)
+        for problem in news[:_TOLD_MAX]:
             _logger.warning("%s", problem)
+        if len(news) > _TOLD_MAX:
+            _logger.warning("and %d more problems: jarvis flags lint names them", len(news) - _TOLD_MAX)
         self._told = frozenset(problems)
 
 

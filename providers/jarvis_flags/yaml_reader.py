@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +15,8 @@ from jarvis_flags.tree import DEPTH_MAX, NumberText, TreeError, TreeList, TreeMa
 __all__ = ["read_document"]
 
 NODES_MAX = 2_000_000
+
+_YIELD_EVERY = 128
 
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
@@ -64,6 +67,9 @@ class _Builder:
     def _node(self, event: Any, depth: int) -> Any:
         kind = type(event)
         self._nodes += 1
+        if not self._nodes % _YIELD_EVERY:
+            # a large file is read beside a working application: others need not wait for the interpreter's own turn
+            time.sleep(0)
         if kind is yaml.ScalarEvent and event.anchor is None:
             return _scalar(event)
         line = _line(event)

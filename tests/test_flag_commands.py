@@ -1,0 +1,152 @@
+"""`jarvis flags` beside looking and changing: create, simulate, stale, and the audit held against the logs."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from jarvis_flags.model import FlagDefinition, RolloutRule
+from jarvis_otel import FeatureFlagManager
+
+FLAGS = """\
+# the team's flags
+version: "1.0"
+flags:
+  QUARTER:            # keep me
+    rules:
+      - {type: percentage, value: 25}
+  OLD: {enabled: true, created_at: 2020-01-01, owner: ann}
+  GONE: {expires_at: 2020-01-01}
+"""
+
+
+def jarvis(*arguments, **environ):
+    return subprocess.run(
+        [sys.executable, "-m", "jarvis_otel.cli.main", "flags", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "OTEL_LOGS_EXPORTER": "none", **environ},
+        check=False,
+    )
+
+
+def test_simulate_says_who_gets_what_now_and_who_would_move(flag_file):
+    flag_file(FLAGS)
+    answer = json.loads(jarvis("simulate", "QUARTER", "--users", "1000", "--rollout", "50", "--format", "json").stdout)
+    now, proposed = answer["now"]["on"], answer["proposed"]["on"]
+    assert 200 < now < 300
+    assert 400 < proposed < 600
+    assert len(answer["moved"]) == proposed - now, "raising a percentage moves nobody out"
+    assert {move["to"] for move in answer["moved"]} == {"on"}
+
+
+def test_simulate_takes_users_from_a_file_and_another_flag_file(flag_file, own_project):
+    flag_file(FLAGS)
+    (own_project / "users.txt").write_text("ann\nbob\n\n")
+    flag_file(FLAGS.replace("value: 25", "value: 100"), "other.yaml")
+    answer = jarvis("simulate", "QUARTER", "--users", "users.txt", "--file", "config/other.yaml")
+    assert "2 of 2 users move" in answer.stdout or "1 of 2 users move" in answer.stdout
+    assert "100.0 %" in answer.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("QUARTER", "--users", "nowhere.txt"),
+        ("QUARTER", "--users", "5", "--rollout", "200"),
+        ("QUARTER", "--users", "5", "--file", "nowhere.yaml"),
+        ("QUARTER",),
+    ],
+)
+def test_a_mistake_in_simulate_is_one_line_and_exit_2(flag_file, arguments):
+    flag_file(FLAGS)
+    done = jarvis("simulate", *arguments)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+def test_stale_names_expired_flags_settled_ones_and_those_that_no_code_names(flag_file, own_project):
+    flag_file(FLAGS)
+    code = own_project / "src"
+    code.mkdir()
+    (code / "app.py").write_text("is_enabled('QUARTER'); is_enabled('GONE')")
+    done = jarvis("stale", "--code", "src", "--format", "json")
+    assert json.loads(done.stdout) == {
+        "OLD": ["the same for everyone since 2020-01-01", "no file in src names it"],
+        "GONE": ["expired on 2020-01-01"],
+    }
+    assert done.returncode == 0
+    assert jarvis("stale", "--code", "nowhere").returncode == 2
+
+
+def test_stale_names_flags_that_the_logs_do_not_know(flag_file, own_project):
+    flag_file("flags:\n  USED: {}\n  UNUSED: {}\n")
+    (own_project / "logs").mkdir()
+    line = {
+        "timestamp": "2026-11-22T10:00:00.000000Z",
+        "level": "INFO",
+        "flags": {"USED": "off"},
+        "active_flags": [],
+        "context": {},
+    }
+    (own_project / "logs" / "jarvis-2026-11-22.jsonl").write_text(json.dumps(line) + "\n")
+    done = jarvis("stale", "--days", "36500", "--format", "json")
+    assert json.loads(done.stdout) == {"UNUSED": ["not evaluated since 2026-11-22"]}
+
+
+def test_create_writes_a_flag_and_keeps_the_comments_of_the_file(flag_file):
+    path = flag_file(FLAGS)
+    done = jarvis("create", "NEW_UI", "--name", "New UI", "--owner", "ui", "--rollout", "10", "--dangerous")
+    assert done.returncode == 0, done.stderr
+    text = path.read_text()
+    assert text.startswith(FLAGS.rstrip("\n"))
+    shown = json.loads(jarvis("show", "NEW_UI", "--format", "json").stdout)
+    assert (shown["state"], shown["definition"]["dangerous"], shown["definition"]["owner"]) == ("10 %", True, "ui")
+    again = jarvis("create", "NEW_UI")
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
+
+
+def test_a_manager_creates_saves_and_loads_flags_in_files(flag_file, own_project):
+    path = flag_file(FLAGS)
+    manager = FeatureFlagManager(path)
+    assert manager.create_flag(FlagDefinition(id="MINE", rules=[RolloutRule("user_ids", ["ann"])]))
+    assert manager.is_enabled("MINE", user_id="ann")
+    assert not manager.create_flag(FlagDefinition(id="MINE"))
+    assert "# keep me" in path.read_text()
+    manager.save_to_file(own_project / "copy.yaml")
+    manager.close()
+    copy = FeatureFlagManager()
+    copy.load_from_file(own_project / "copy.yaml")
+    assert copy.is_enabled("MINE", user_id="ann")
+    assert [flag.id for flag in copy.list_flags()] == ["QUARTER", "OLD", "GONE", "MINE"]
+
+
+def test_the_audit_is_held_against_the_log_of_changes(flag_file, own_project):
+    flag_file(FLAGS)
+    jarvis("enable", "QUARTER", "--by", "ann")
+    (entry,) = json.loads(jarvis("history", "--format", "json").stdout)
+    (own_project / "logs").mkdir()
+
+    def logged(*hashes):
+        lines = [
+            {
+                "timestamp": "2026-11-23T10:00:00.000000Z",
+                "level": "INFO",
+                "message": "QUARTER: file → on by ann",
+                "active_flags": [],
+                "event": "jarvis.flag.changed",
+                "context": {"jarvis.change.audit_hash": found},
+            }
+            for found in hashes
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (own_project / "logs" / "jarvis-2026-11-23.jsonl").write_text(text)
+
+    logged(entry["hash"])
+    assert jarvis("audit", "--verify", "--logs").returncode == 0
+    logged(entry["hash"], "0" * 64)
+    done = jarvis("audit", "--verify", "--logs")
+    assert done.returncode == 1
+    assert "tells of a change that is not in the audit: QUARTER: file → on by ann" in done.stdout

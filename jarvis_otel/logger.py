@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
-from types import FrameType, TracebackType
+from types import CodeType, FrameType, TracebackType
 from typing import Any
 
 from opentelemetry import trace
@@ -56,6 +56,10 @@ _OWN_KEYWORDS = frozenset({"correlation_id", "duration_ms", "request_id", "sessi
 """Keywords of a call that have a key of their own on the line."""
 
 _state = threading.local()
+
+# Where calls stand, by code object and instruction; it holds the code objects, so that an id means one of them.
+_SOURCES_MAX = 4_096
+_sources: dict[tuple[int, int], tuple[CodeType, Source]] = {}
 
 
 class OwnLogRecord(LogRecord):
@@ -407,11 +411,17 @@ def describe_error(kind: type[BaseException], error: BaseException, frames: Trac
     return ErrorInfo(qualified, kind.__name__, clean_text(message), clean_text(stack_trace))
 
 
-def _source_of(frame: FrameType | None) -> Source | None:
-    if frame is None:
-        return None
-    code = frame.f_code
-    return (code.co_filename, frame.f_lineno or 0, code.co_qualname)
+def _source_of(frame: FrameType) -> Source:
+    """Where a call stands; remembered by instruction, as working out a line number costs more than all the rest."""
+    code, instruction = frame.f_code, frame.f_lasti
+    known = _sources.get((id(code), instruction))
+    if known is not None and known[0] is code:
+        return known[1]
+    source = (code.co_filename, frame.f_lineno or 0, code.co_qualname)
+    if len(_sources) >= _SOURCES_MAX:
+        _sources.clear()
+    _sources[id(code), instruction] = (code, source)
+    return source
 
 
 def compose_standard(log_record: logging.LogRecord) -> Record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import threading
@@ -182,7 +183,8 @@ class FeatureFlagManager:
             value: Any = result.value
             if value is CALLERS_DEFAULT or not _fits(value, default):
                 return default
-            return value  # type: ignore[no-any-return]
+            # a copy of an object: what the application does with it must not change the flag
+            return copy.deepcopy(value) if isinstance(value, Mapping | list) else value  # type: ignore[return-value]
         except Exception:
             # evaluation never raises to the application, whatever it is given
             _logger.warning("flag %r could not be evaluated", flag_id, exc_info=True)

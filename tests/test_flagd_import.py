@@ -172,6 +172,10 @@ class TestRefusals:
             ),
             ({"if": [{"$ref": "x"}, "b"]}, "flags.X.targeting.if[0]: got $ref 'x', want one of $evaluators (none)"),
             ({"if": [], "and": []}, "flags.X.targeting: got 2 operators, want one"),
+            (
+                {"some": [{"var": "x"}, {"fractional": [["a", 1]]}]},
+                "flags.X.targeting: fractional cannot stand within some",
+            ),
             ([1], "flags.X.targeting: want a mapping"),
         ],
     )

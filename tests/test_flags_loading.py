@@ -38,7 +38,7 @@ def load(**environ):
             "flags:\n  A:\n    rules:\n    - {type: percentag, value: 5}\n",
             (
                 "flags.yaml:4: flags.A.rules[0].type: got 'percentag', want one of percentage, user_ids, user_segment, "
-                "environments, schedule; did you mean percentage?"
+                "environments, schedule, jsonlogic; did you mean percentage?"
             ),
         ),
         (

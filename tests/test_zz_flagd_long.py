@@ -36,7 +36,9 @@ scalars = st.one_of(st.none(), st.booleans(), texts, numbers, versions)
 values = st.one_of(
     scalars,
     st.lists(scalars, max_size=3),
-    st.dictionaries(st.sampled_from(["name", "tags", "0"]), st.one_of(scalars, st.lists(texts, max_size=2)), max_size=2),
+    st.dictionaries(
+        st.sampled_from(["name", "tags", "0"]), st.one_of(scalars, st.lists(texts, max_size=2)), max_size=2
+    ),
 )
 contexts = st.tuples(
     st.one_of(st.none(), texts.filter(bool), st.text(min_size=1, max_size=8)),
@@ -61,7 +63,9 @@ def operators(inner):
     ).map(list)
     return st.one_of(
         operator(["==", "!=", "===", "!==", "<", "<=", ">", ">="], inner, inner),
-        operator(["==", "===", "!==", "starts_with", "ends_with", "in"], var, st.one_of(texts, st.lists(texts, max_size=3))),
+        operator(
+            ["==", "===", "!==", "starts_with", "ends_with", "in"], var, st.one_of(texts, st.lists(texts, max_size=3))
+        ),
         operator(["in"], texts, var),
         operator(["<", ">="], inner, inner, inner),
         operator(["in", "starts_with", "ends_with", "-"], inner, inner),
@@ -73,9 +77,9 @@ def operators(inner):
         ),
         operator(["some", "all", "none"], var, inner),
         operator(["if"], inner, inner, inner),
-        st.tuples(st.one_of(var, versions), st.sampled_from(["=", "!=", "<", "<=", ">", ">=", "^", "~", "==="]), versions).map(
-            lambda given: {"sem_ver": list(given)}
-        ),
+        st.tuples(
+            st.one_of(var, versions), st.sampled_from(["=", "!=", "<", "<=", ">", ">=", "^", "~", "==="]), versions
+        ).map(lambda given: {"sem_ver": list(given)}),
         st.lists(share, min_size=1, max_size=3).map(lambda shares: {"fractional": shares}),
         st.tuples(st.one_of(var, inner), st.lists(share, min_size=1, max_size=3)).map(
             lambda pair: {"fractional": [pair[0], *pair[1]]}
@@ -139,8 +143,10 @@ def agree(document, contexts):
         assert oracle_variant(again, "flag", context) == oracle_variant(oracle, "flag", context)
 
 
-@settings(max_examples=8000, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
-@given(branches, st.sampled_from(["a", "b", None]), expressions, expressions, st.lists(contexts, min_size=1, max_size=6))
+@settings(max_examples=5000, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@given(
+    branches, st.sampled_from(["a", "b", None]), expressions, expressions, st.lists(contexts, min_size=1, max_size=6)
+)
 def test_an_imported_flag_gives_flagds_variant_and_so_does_its_export(targeting, default, one, two, given_contexts):
     assume(isinstance(targeting, dict) and len(targeting) == 1)
     assume("\\" not in json.dumps([one, two]))  # the oracle takes an escape in an evaluator for one of a pattern
@@ -148,7 +154,7 @@ def test_an_imported_flag_gives_flagds_variant_and_so_does_its_export(targeting,
     agree({"$evaluators": {"one": one, "two": two}, "flags": {"flag": flag}}, given_contexts)
 
 
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=2000, deadline=None)
 @given(splits, st.sampled_from(["a", None]), st.lists(contexts, min_size=5, max_size=10))
 def test_a_split_leaves_everybody_in_the_bucket_that_flagd_put_them_in(split, default, given_contexts):
     flag = {"state": "ENABLED", "variants": VARIANTS, "defaultVariant": default, "targeting": split}
@@ -170,7 +176,7 @@ def whole(value):
     return {key: whole(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-@settings(max_examples=5000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(json_values)
 def test_a_key_is_hashed_as_deterministic_cbor(value):
     assert flagd_key("flagd-v3", "flag", None, value) == cbor2.dumps(whole(value), canonical=True)
@@ -178,7 +184,13 @@ def test_a_key_is_hashed_as_deterministic_cbor(value):
 
 @pytest.mark.parametrize(
     ("user", "explicit", "wanted"),
-    [("u1", (), b"flagu1"), ("u1", (None,), b"flagu1"), (None, (), None), ("u1", ("é",), "é".encode()), ("u1", (5,), None)],
+    [
+        ("u1", (), b"flagu1"),
+        ("u1", (None,), b"flagu1"),
+        (None, (), None),
+        ("u1", ("é",), "é".encode()),
+        ("u1", (5,), None),
+    ],
 )
 def test_the_older_hash_takes_text_as_it_is_and_falls_back_on_flag_and_user(user, explicit, wanted):
     assert flagd_key("flagd-v2", "flag", user, *explicit) == wanted

@@ -109,21 +109,23 @@ def flagd_key(hash_name: str, flag_id: str, user: Any, *explicit: Any) -> bytes 
     if hash_name == "flagd-v2":
         if value is None and isinstance(user, str) and user:
             value = flag_id + user
-        return _encoded(value.encode) if isinstance(value, str) else None
-    if not explicit and isinstance(user, str) and user:
+        if not isinstance(value, str):
+            return None
+    elif not explicit and isinstance(user, str) and user:
         value = [flag_id, user]
-    return None if value is None else _encoded(lambda: _cbor(value))
-
-
-def _encoded(encode: Callable[[], bytes]) -> bytes | None:
+    if value is None:
+        return None
     try:
-        return encode()
+        return value.encode() if hash_name == "flagd-v2" else _cbor(value)
     except (TypeError, UnicodeEncodeError):  # a value that JSON does not have, a lone surrogate
         return None
 
 
 def _cbor(value: Any) -> bytes:
     """A JSON value as CBOR in its one deterministic form; a float that is a whole number is one."""
+    if isinstance(value, str):
+        text = value.encode()
+        return _cbor_head(3, len(text)) + text
     if isinstance(value, bool) or value is None:
         return b"\xf6" if value is None else b"\xf5" if value else b"\xf4"
     if isinstance(value, float):
@@ -136,9 +138,6 @@ def _cbor(value: Any) -> bytes:
             return _cbor_head(major, number)
         digits = number.to_bytes((number.bit_length() + 7) // 8)
         return _cbor_head(6, 2 + major) + _cbor_head(2, len(digits)) + digits
-    if isinstance(value, str):
-        text = value.encode()
-        return _cbor_head(3, len(text)) + text
     if isinstance(value, list | tuple):
         return _cbor_head(4, len(value)) + b"".join(map(_cbor, value))
     if isinstance(value, Mapping):

@@ -144,9 +144,7 @@ def _edit(path: str | os.PathLike[str], changes_to: Callable[[Mapping[str, Any]]
         _check(tree, intended, new.encode(), shown)
         if _read(target)[0] != before:
             raise ValueError(f"{shown}: was changed by somebody else meanwhile, nothing is written; try again")
-        write_file(target, new.encode())
-        if mode is not None:
-            target.chmod(mode)
+        write_file(target, new.encode(), mode=0o640 if mode is None else mode)
 
 
 @contextlib.contextmanager

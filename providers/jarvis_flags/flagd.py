@@ -321,9 +321,7 @@ class _Reading:
         expression = self.expanded(condition, path)
         self._compiles(expression, path)
         tree = self._condition(expression)
-        if name is None or uses(expression, "fractional") or uses(expression, "$flagd"):
-            return _Gate(tree)
-        return _Gate(tree, name)
+        return _Gate(tree, name if _of_no_flag(expression) else None)
 
     def _condition(self, expression: Any, depth: int = 0) -> dict[str, Any]:
         """The condition in our own words where they say exactly the same, else as it is."""
@@ -338,6 +336,19 @@ class _Reading:
             if len(given) == 2 and (own := _own_condition(name, *given)) is not None:
                 return own
         return {"jsonlogic": expression, **self._hashed(expression)}
+
+
+def _of_no_flag(expression: Any) -> bool:
+    """Whether a condition says the same in every flag: it hashes nothing, and cannot look into `$flagd`."""
+    if isinstance(expression, list):
+        return all(map(_of_no_flag, expression))
+    if not isinstance(expression, Mapping):
+        return True
+    if "var" in expression:
+        named = operands({"var": expression["var"]})[1][:1]
+        if not named or not isinstance(named[0], str) or not named[0] or named[0].startswith("$flagd"):
+            return False
+    return "fractional" not in expression and all(map(_of_no_flag, expression.values()))
 
 
 def _own_condition(name: str, first: Any, second: Any) -> dict[str, Any] | None:

@@ -85,12 +85,10 @@ def operands(expression: Mapping[str, Any]) -> tuple[str, list[Any], Callable[[i
 
 
 def uses(expression: Any, name: str) -> bool:
-    """Whether an operator, or a text, stands anywhere in an expression."""
+    """Whether an operator stands anywhere in an expression."""
     if isinstance(expression, Mapping):
         return name in expression or any(uses(value, name) for value in expression.values())
-    if isinstance(expression, list):
-        return any(uses(item, name) for item in expression)
-    return isinstance(expression, str) and name in expression
+    return isinstance(expression, list) and any(uses(item, name) for item in expression)
 
 
 def _compile(expression: Any, hash_name: str | None, path: str, depth: int) -> Logic:
@@ -108,7 +106,7 @@ def _compile(expression: Any, hash_name: str | None, path: str, depth: int) -> L
         return _FORMS[name](parts)
     if name == "fractional":
         assert hash_name is not None, "it was checked"
-        return lambda data: _fractional(hash_name, data, [part(data) for part in parts])
+        return _fractional(hash_name, given, parts)
     function = _FUNCTIONS[name]
     return lambda data: function(*[part(data) for part in parts])
 
@@ -121,8 +119,10 @@ def _check(name: str, given: list[Any], hash_name: str | None, path: str) -> Non
     if name in ("/", "%") and (len(given) < 2 or not isinstance(given[1], int | float) or not given[1]):
         # a division by zero is an error of the whole evaluation, which a condition cannot give
         raise LogicError("want a number other than 0 to divide by", path)
-    if name in _NAMED_OPERANDS and len(given) > _NAMED_OPERANDS[name]:
-        raise LogicError(f"got {len(given)} operands, want at most {_NAMED_OPERANDS[name]}", path)
+    if name in ("some", "all", "none") and uses(given[1:], "fractional"):
+        raise LogicError(f"fractional cannot stand within {name}: an item has no targeting key", path)
+    if name in _OPERANDS_MAX and len(given) > _OPERANDS_MAX[name]:
+        raise LogicError(f"got {len(given)} operands, want at most {_OPERANDS_MAX[name]}", path)
 
 
 # --- forms: what evaluates its operands itself, or looks into the data ---
@@ -216,32 +216,56 @@ _FORMS: Mapping[str, Callable[[list[Logic]], Logic]] = {
 }
 
 
-def _fractional(hash_name: str, data: Any, given: list[Any]) -> Any:
+def _fractional(hash_name: str, given: list[Any], parts: list[Logic]) -> Logic:
     """The name in whose share the key's bucket falls; None without a key, or with shares that cannot be used."""
+
+    def compute(data: Any) -> Any:
+        values = [part(data) for part in parts]
+        # flagd tells a bucketing value from a share by its type
+        key = values[:1] if values and not isinstance(values[0], list | tuple) else []
+        return _placed(hash_name, data, key, _edges(values[len(key) :]))
+
+    names_key = bool(given) and not isinstance(given[0], list)
+    if not _is_constant(given[names_key:]):
+        return compute
+    edges = _edges(given[names_key:])
+    key_of = parts[0] if names_key else None
+
+    def place(data: Any) -> Any:
+        if key_of is None:
+            return _placed(hash_name, data, [], edges)
+        key = key_of(data)
+        return compute(data) if isinstance(key, list | tuple) else _placed(hash_name, data, [key], edges)
+
+    return place
+
+
+def _is_constant(value: Any) -> bool:
+    return not isinstance(value, Mapping) and (not isinstance(value, list) or all(map(_is_constant, value)))
+
+
+def _placed(hash_name: str, data: Any, explicit: list[Any], edges: list[tuple[int, Any]] | None) -> Any:
     root = data if isinstance(data, Mapping) else {}
-    flag_id, user = root.get("$flagd", {}).get("flagKey", ""), root.get("targetingKey")
-    explicit = bool(given) and not isinstance(given[0], list | tuple)
-    shares = given[1:] if explicit else given
-    key = flagd_key(hash_name, flag_id, user, *given[:1]) if explicit else flagd_key(hash_name, flag_id, user)
-    if key is None:
+    key = flagd_key(hash_name, root.get("$flagd", {}).get("flagKey", ""), root.get("targetingKey"), *explicit)
+    if key is None or edges is None:
         return None
-    weights = []
+    bucket = flagd_bucket(key, edges[-1][0])
+    return next(name for edge, name in edges if bucket < edge)
+
+
+def _edges(shares: list[Any]) -> list[tuple[int, Any]] | None:
+    """Where the range of each share ends, the last at the total; None for shares that cannot be used."""
+    edges: list[tuple[int, Any]] = []
+    total = 0
     for share in shares:
         if not isinstance(share, list | tuple) or len(share) not in (1, 2):
             return None
         weight = share[1] if len(share) == 2 else 1
         if isinstance(weight, bool) or not isinstance(weight, int):
             return None
-        weights.append(max(0, weight))
-    total = sum(weights)
-    if not 0 < total <= WEIGHT_MAX:
-        return None
-    left = flagd_bucket(key, total)
-    for share, weight in zip(shares, weights, strict=True):
-        left -= weight
-        if left < 0:
-            return share[0]
-    raise AssertionError("a bucket is below the total")
+        total += max(0, weight)
+        edges.append((total, share[0]))
+    return edges if 0 < total <= WEIGHT_MAX else None
 
 
 # --- conversions, the JavaScript way ---
@@ -379,7 +403,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "ends_with": _affix(str.endswith),
     "sem_ver": _sem_ver,
 }
-_NAMED_OPERANDS: Mapping[str, int] = {"-": 2, "/": 2, "%": 2}
+_OPERANDS_MAX: Mapping[str, int] = {"-": 2, "/": 2, "%": 2}
 
 OPERATORS = frozenset({*_FORMS, *_FUNCTIONS, "fractional"})
 """The operators that can be evaluated."""

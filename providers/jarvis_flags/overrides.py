@@ -144,13 +144,14 @@ def make_directory(directory: Path) -> None:
             place.mkdir(mode=0o750, exist_ok=True)
 
 
-def write_file(path: Path, content: bytes, *, durable: bool = True) -> None:
+def write_file(path: Path, content: bytes, *, durable: bool = True, mode: int = 0o640) -> None:
     """Replaces a file whole: readers see the old or the new content, never a part.
 
     Args:
         path: The file; its directory must exist.
         content: All of it.
         durable: Also wait until it is safe from a loss of power.
+        mode: Who may read and write it.
 
     Raises:
         OSError: It cannot be written; the old file stands.
@@ -159,6 +160,7 @@ def write_file(path: Path, content: bytes, *, durable: bool = True) -> None:
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
     try:
         with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)
             file.write(content)
             file.flush()
             if durable:

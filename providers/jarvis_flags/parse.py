@@ -318,7 +318,7 @@ def _flag(
     place.known(_FLAG)
     variants = _variants(place.at("variants"))
     default = place.at("default")
-    if default.value is not None and variants is not None and default.value not in variants:
+    if default.value is not None and variants is not None and default.value not in tuple(variants):
         default.choice(tuple(variants))
     elif default.value is not None and variants is None:
         default.wrong("needs `variants`; a flag that is just on or off has `enabled`")
@@ -335,7 +335,7 @@ def _flag(
         name=place.at("name").text(),
         description=place.at("description").text(),
         enabled=place.at("enabled").boolean(default=variants is not None),
-        status=FlagStatus((status.value and status.choice(tuple(FlagStatus))) or "active"),
+        status=FlagStatus((status.value is not None and status.choice(tuple(FlagStatus))) or "active"),
         category=place.at("category").text("general"),
         owner=place.at("owner").text(),
         services=place.at("services").texts(),
@@ -347,7 +347,7 @@ def _flag(
         created_at=place.at("created_at").text(),
         updated_at=place.at("updated_at").text(),
         expires_at=expires.value,
-        on_expiry=(on_expiry.value and on_expiry.choice(("alert", "disable"))) or "alert",
+        on_expiry=(on_expiry.value is not None and on_expiry.choice(("alert", "disable"))) or "alert",
         requires_restart=place.at("requires_restart").boolean(),
         dangerous=place.at("dangerous").boolean(),
         approvals=place.at("approvals").whole(1, 1, 10),
@@ -524,7 +524,9 @@ def _split(place: _Place, variants: tuple[str, ...], *, flagd: bool) -> Mapping[
         name = weight.key
         if name not in variants:
             weight.wrong(f"unknown variant {name!r}, want one of {', '.join(variants)}")
-        weights[name] = weight.whole(-1, 0, WEIGHT_MAX) if flagd else _percentage(weight)
+        if flagd and weight.value is None:
+            weight.wrong("got nothing, want a whole number")
+        weights[name] = weight.whole(0, 0, WEIGHT_MAX) if flagd else _percentage(weight)
     if flagd:
         if not 0 < sum(weights.values()) <= WEIGHT_MAX:
             place.wrong(f"got weights that total {sum(weights.values())}, want 1 to {WEIGHT_MAX}")
@@ -630,6 +632,9 @@ def _logic_condition(place: _Place, frame: Frame) -> Predicate | None:
     logic = _logic(place.at("jsonlogic"), hash_name.value)
     if logic is None:
         return None
+    if not isinstance(place.value["jsonlogic"], Mapping | list):
+        constant = truthy(place.value["jsonlogic"])
+        return lambda _: constant
 
     def holds(asked: Any) -> bool:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -273,4 +274,5 @@ def _float(value: Any) -> float | None:
 
 
 def _object(value: Any) -> Any:
-    return value if isinstance(value, Mapping | list) else None
+    # a copy: what the application does with it must not change the flag
+    return copy.deepcopy(value) if isinstance(value, Mapping | list) else None

@@ -297,3 +297,62 @@ def test_jarvis_flags_alone_imports_neither_telemetry_nor_the_other_packages():
     code = "import jarvis_flags, sys; print([m for m in sys.modules if m.split('.')[0] in ('opentelemetry', 'jarvis_otel', 'jarvis_collector')])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(out.stdout.replace("'", '"')) == []
+
+
+GOOD = b"flags:\n  A: {enabled: true}\n  D: {enabled: true, dangerous: true}\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        GOOD[:-2],
+        b"\xef\xbb\xbf\xff" + GOOD,
+        b"flags:\n\tA: {}\n",
+        b"flags:\n  A: {name: \x00}\n",
+        b"flags:\n  A: {name: \xff\xfe}\n",
+        b"flags:\n" + b"  " * 40_000 + b"A: {}\n",
+        b"flags: " + b"[" * 50_000,
+        b"a: &a [x, x, x, x, x, x, x, x, x]\n"
+        + b"".join(b"a%d: &a%d [%s]\n" % (n, n, b", ".join([b"*a%d" % (n - 1) if n else b"*a"] * 9)) for n in range(9)),
+        b"flags:\n  A: !!python/object/apply:os.system ['true']\n",
+        b"%YAML 9.9\n---\nflags: {}\n",
+        b"flags: {A: {enabled: true}}\nflags: {A: {enabled: false}}\n",
+        b"x" * 17_000_000,
+        b"flags:\n" + b"".join(b"  F%d: {}\n" % number for number in range(101_000)),
+    ],
+    ids=[
+        "truncated",
+        "bad BOM",
+        "tab",
+        "NUL",
+        "UTF-8",
+        "deep",
+        "brackets",
+        "bomb",
+        "tag",
+        "version",
+        "twice",
+        "huge",
+        "many",
+    ],
+)
+def test_a_malformed_file_changes_nothing_and_is_told_with_its_place(flag_file, own_project, content):
+    path = own_project / "config" / "flags.yaml"
+    path.write_bytes(GOOD)
+    source = load()
+    path.write_bytes(content)
+    snapshot = source.reload()
+    places = [str(problem) for problem in snapshot.problems]
+    if not places:
+        # well-formed after all: a version directive and a deep indentation are YAML
+        assert content.startswith((b"%YAML", b"flags:\n    "))
+        return
+    assert all(place.startswith("config/flags.yaml") for place in places)
+    assert all("\n" not in place and len(place) < 500 for place in places)
+
+
+def test_a_byte_order_mark_and_other_encodings_are_read(own_project):
+    path = own_project / "config" / "flags.yaml"
+    for encoding in ("utf-8-sig", "utf-16"):
+        path.write_bytes(GOOD.decode().encode(encoding))
+        assert list(load().snapshot.definitions) == ["A", "D"]

@@ -18,7 +18,7 @@ from jarvis_flags.tree import NumberText, TreeMap, plain
 
 __all__ = ["FlagSet", "Problem", "Segment", "compile_segment", "merge_local", "parse_flag", "parse_flags", "pin_name"]
 
-FLAGS_MAX = 200_000
+FLAGS_MAX = 100_000
 DEPTH_MAX = 20
 
 _TOP = ("$schema", "version", "environment", "segments", "flags")

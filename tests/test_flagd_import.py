@@ -12,7 +12,7 @@ from jarvis_flags.model import EvaluationContext
 from jarvis_flags.parse import parse_flags
 from jarvis_flags.snapshot import Snapshot
 from jarvis_flags.tree import load_tree, plain
-from jarvis_otel.cli.flags_flagd import add_flagd_parsers
+from jarvis_otel.cli.flag_exchange import add_flagd_parsers
 
 EMAIL = {"==": [{"var": "email"}, "a@b.c"]}
 PRO = {"===": [{"var": "plan"}, "pro"]}
@@ -171,6 +171,10 @@ class TestRefusals:
                 "flags.X.targeting.if[0]: want a number other than 0 to divide by",
             ),
             ({"if": [{"$ref": "x"}, "b"]}, "flags.X.targeting.if[0]: got $ref 'x', want one of $evaluators (none)"),
+            (
+                {"fractional": [{"map": []}, ["a", 1]]},
+                "flags.X.targeting.fractional[0]: got the operator 'map', want one of",
+            ),
             ({"if": [], "and": []}, "flags.X.targeting: got 2 operators, want one"),
             (
                 {"some": [{"var": "x"}, {"fractional": [["a", 1]]}]},

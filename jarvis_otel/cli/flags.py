@@ -14,6 +14,7 @@ from jarvis_flags.tree import plain
 from jarvis_otel.admin.audit import AuditEntry, verify
 from jarvis_otel.admin.store import StoreError
 from jarvis_otel.cli.flag_changes import add_change_parsers
+from jarvis_otel.cli.flag_exchange import add_flagd_parsers
 from jarvis_otel.cli.flag_session import DONE, NO, WRONG, FlagSession, add_command, print_json, value_of
 from jarvis_otel.cli.flag_studies import add_study_parsers
 from jarvis_otel.terminal import printable, table
@@ -50,6 +51,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
     add_change_parsers(parts)
     add_study_parsers(parts)
+    add_flagd_parsers(parts)
 
     example = "jarvis flags history DEXTER_ENABLED"
     history = add_command(parts, "history", "the changes of a flag, or of all", example, _history, needs_flags=False)

@@ -205,7 +205,7 @@ class _Reading:
         if self._guards > GUARDS_MAX:
             # every rule would repeat the conditions of all before it
             self.segments.clear()
-            return [self._computed(self.expanded(targeting, path), path)]
+            return [self._computed(self.expanded(targeting, path))]
         return self._rules
 
     def variant(self, given: Any, variants: Mapping[str, Any], path: str) -> str:
@@ -251,8 +251,9 @@ class _Reading:
             if name in ("if", "?:"):
                 return self._choice(given, guards, lambda index: path + place(index))
             expression = self.expanded(expression, path)
+            self._compiles(expression, path)
             split = self._split(operands(expression)[1]) if name == "fractional" else None
-            self._add(split or self._computed(expression, path), guards)
+            self._add(split or self._computed(expression), guards)
             return False
         variant = self.variant(expression, self._variants, path)
         self._add({"type": "user_segment", "value": _EVERYONE, "variant": variant}, guards)
@@ -303,8 +304,7 @@ class _Reading:
             return None
         return {"type": "percentage", "value": weights, **key, "hash": self.hash_name}
 
-    def _computed(self, expression: Any, path: str) -> dict[str, Any]:
-        self._compiles(expression, path)
+    def _computed(self, expression: Any) -> dict[str, Any]:
         return {"type": "jsonlogic", "value": expression, **self._hashed(expression)}
 
     def _hashed(self, expression: Any) -> dict[str, str]:

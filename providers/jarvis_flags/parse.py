@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -16,7 +16,17 @@ from jarvis_flags.model import FlagDefinition, FlagStatus, RolloutRule
 from jarvis_flags.schedule import ScheduleError, parse_moment, parse_schedule
 from jarvis_flags.tree import NumberText, TreeMap, plain
 
-__all__ = ["FlagSet", "Problem", "Segment", "compile_segment", "merge_local", "parse_flag", "parse_flags", "pin_name"]
+__all__ = [
+    "FlagSet",
+    "Problem",
+    "Segment",
+    "compile_segment",
+    "merge_local",
+    "parse_flag",
+    "parse_flags",
+    "parse_more",
+    "pin_name",
+]
 
 FLAGS_MAX = 100_000
 DEPTH_MAX = 20
@@ -224,13 +234,12 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
-def parse_flags(tree: Any, file: str, known: Mapping[str, FlagDefinition] = MappingProxyType({})) -> FlagSet:
+def parse_flags(tree: Any, file: str) -> FlagSet:
     """Reads a whole flag file; a flag with something wrong in it is left out, the others are not.
 
     Args:
         tree: What `load_tree` gave.
         file: The file's name in messages.
-        known: Definitions, by id, of flags that are written just as they were when these were read; segments too.
     """
     problems: list[Problem] = []
     root = _Place(tree, "", getattr(tree, "line", 0), file, problems)
@@ -251,7 +260,7 @@ def parse_flags(tree: Any, file: str, known: Mapping[str, FlagDefinition] = Mapp
         for place in list(listed.each())[:FLAGS_MAX]:
             flag_id = place.key
             places[flag_id] = place
-            definition = known.get(flag_id) or parse_flag(flag_id, place, segments, bad_segments)
+            definition = parse_flag(flag_id, place, segments, bad_segments)
             if definition is None:
                 bad[flag_id] = _looks_dangerous(place.value)
             else:
@@ -272,6 +281,30 @@ def parse_flags(tree: Any, file: str, known: Mapping[str, FlagDefinition] = Mapp
     return FlagSet(
         MappingProxyType(flags), MappingProxyType(bad), MappingProxyType(segments), environment, tuple(problems)
     )
+
+
+def parse_more(
+    base: FlagSet, before: Sequence[str], listed: Mapping[str, Any], after: Sequence[str], file: str
+) -> FlagSet | None:
+    """A flag set in which some flags are read anew and the others stay; None where anything is wrong.
+
+    Args:
+        base: The flag set, in which nothing is wrong.
+        before, after: Ids of the flags that stay, before and after those that are read.
+        listed: The flags to read, by id.
+        file: The file's name in messages.
+    """
+    problems: list[Problem] = []
+    flags = {flag_id: base.flags[flag_id] for flag_id in before}
+    for place in _Place(listed, "flags", 0, file, problems).each():
+        definition = parse_flag(place.key, place, base.segments)
+        if definition is not None:
+            flags[place.key] = definition
+    flags.update((flag_id, base.flags[flag_id]) for flag_id in after)
+    unmet = any(other not in flags for flag in flags.values() for other in flag.requires)
+    if problems or unmet or len(flags) > FLAGS_MAX or _cycles(flags) or _collisions(list(flags)):
+        return None
+    return replace(base, flags=MappingProxyType(flags))
 
 
 def parse_flag(

@@ -5,10 +5,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import hashlib
-import itertools
 import logging
 import os
-import re
 import threading
 import time
 import weakref
@@ -32,9 +30,10 @@ from jarvis_flags.overrides import (
     write_file,
 )
 from jarvis_flags.parse import FlagSet, Problem, Segment, merge_local, parse_flag, parse_flags, pin_name
+from jarvis_flags.reread import Reading, read_again, reading_of
 from jarvis_flags.settings import FlagSettings
 from jarvis_flags.snapshot import Snapshot, build_snapshot, changed_flags
-from jarvis_flags.tree import BYTES_MAX, TreeError, TreeMap, load_tree, plain
+from jarvis_flags.tree import BYTES_MAX, TreeError, load_tree, plain
 from jarvis_flags.watch import Watcher
 
 __all__ = ["Change", "FileSource", "FlagSource", "MemorySource", "Subscriber"]
@@ -205,7 +204,7 @@ class FileSource:
         self._told: frozenset[str] = frozenset()
         self._parsed_hash = ""
         self._parsed = FlagSet({}, {}, {})
-        self._blocks: Mapping[str, bytes] = {}
+        self._reading: Reading | None = None
         self._written: dict[str, tuple[FlagDefinition, Any]] = {}
         self._last_good: dict[str, Any] = {}
         self._saved_good = b""
@@ -339,6 +338,10 @@ class FileSource:
 
     def _parse(self, content: bytes, local: bytes | None, problems: list[Problem]) -> FlagSet | None:
         settings, shown = self.settings, self._shown(self.settings.flags_file)
+        if self._reading is not None and local is None:
+            self._reading = read_again(self._reading, content, shown)
+            if self._reading is not None:
+                return self._reading.flags
         try:
             tree = load_tree(content)
         except TreeError as error:
@@ -359,11 +362,8 @@ class FileSource:
         if not isinstance(tree, dict):
             problems.append(Problem(shown, 0, "", f"got {type(tree).__name__}, want a mapping with `flags`"))
             return None
-        blocks = _blocks(content, tree) if local is None else {}
-        unchanged = (flag_id for flag_id, block in blocks.items() if self._blocks.get(flag_id) == block)
-        known = {flag_id: self._parsed.flags[flag_id] for flag_id in unchanged if flag_id in self._parsed.flags}
-        parsed = parse_flags(tree, shown, known)
-        self._blocks = blocks
+        parsed = parse_flags(tree, shown)
+        self._reading = reading_of(content, tree, parsed) if local is None else None
         return FlagSet(parsed.flags, parsed.bad, parsed.segments, parsed.environment, (*parsed.problems, *notes))
 
     def _definitions(self, raw: Mapping[str, Any], wanted: set[str]) -> dict[str, FlagDefinition]:
@@ -448,29 +448,6 @@ class FileSource:
         if len(news) > _TOLD_MAX:
             _logger.warning("and %d more problems: jarvis flags lint names them", len(news) - _TOLD_MAX)
         self._told = frozenset(problems)
-
-
-_ALIAS = re.compile(rb"(?:^|[\s\[{,])[*]\S")
-
-
-def _blocks(content: bytes, tree: Mapping[str, Any]) -> Mapping[str, bytes]:
-    """The lines of each flag, by id: one whose lines did not change need not be read again.
-
-    Nothing where that cannot be told: flags that share a line (JSON), aliases that lead elsewhere.
-    """
-    flags = tree.get("flags")
-    if not isinstance(flags, TreeMap) or b"<<" in content or (b"*" in content and _ALIAS.search(content)):
-        return {}
-    starts = list(flags.lines.values())
-    if any(line >= following for line, following in itertools.pairwise(starts)):
-        return {}
-    # what a flag's rules may lead to is part of what it says
-    segments = repr(plain(tree.get("segments"))).encode("utf-8", "surrogatepass")
-    lines = content.splitlines(keepends=True)
-    return {
-        flag_id: segments + b"".join(lines[start - 1 : end - 1])
-        for flag_id, start, end in zip(flags.lines, starts, [*starts[1:], len(lines) + 1], strict=False)
-    }
 
 
 def _pin_problem(name: str, value: str, snapshot: Snapshot) -> str:

@@ -7,7 +7,6 @@ import random
 import subprocess
 import sys
 import textwrap
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -297,11 +296,11 @@ def test_saving_to_a_new_file_writes_all_and_saving_nothing_empties_it(own_proje
     ],
 )
 def test_what_would_not_load_is_refused_and_nothing_is_written(file, change, message):
-    before = file.stat()
+    before = (file.stat().st_ino, file.stat().st_mtime_ns)
     with pytest.raises(ValueError, match=message.replace("?", r"\?")) as caught:
         change(file)
     assert str(caught.value).startswith(str(file))
-    assert file.stat() == before
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == before
     assert [entry.name for entry in file.parent.iterdir()] == ["flags.yaml"]
 
 
@@ -454,12 +453,10 @@ def test_any_text_comes_back_as_it_was_given_whatever_it_looks_like(tmp_path_fac
     assert after == before
 
 
-def test_editing_a_file_of_a_thousand_flags_takes_no_minute(own_project):
+def test_one_field_is_set_in_a_file_of_a_thousand_flags(own_project):
     path = own_project / "config" / "flags.yaml"
     save_flags(
         path, [FlagDefinition(id=f"F{n}", name=f"Flag {n}", rules=[RolloutRule("percentage", 5)]) for n in range(1000)]
     )
-    begun = time.monotonic()
     set_flag_fields(path, "F500", {"enabled": True})
-    print(f"one field of 1,000 flags ({path.stat().st_size} bytes): {time.monotonic() - begun:.3f} s")
     assert flags_of(path)["F500"].enabled

@@ -7,10 +7,10 @@ makes no object that could have been made beforehand.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from openfeature.exception import ErrorCode
 from openfeature.flag_evaluation import Reason
@@ -212,29 +212,31 @@ class CompiledFlag:
         definition: Its definition; None for a flag that cannot be used.
         steps: The whole order, with the steps that cannot decide.
         constant: The result, where it is the same for everyone in this snapshot.
+        evaluate: What the flag gives for a request.
     """
 
-    __slots__ = ("_decide", "constant", "definition", "flag_id", "steps")
+    __slots__ = ("constant", "definition", "evaluate", "flag_id", "steps")
 
     def __init__(self, flag_id: str, definition: FlagDefinition | None, steps: tuple[Step, ...]) -> None:
         self.flag_id = flag_id
         self.definition = definition
         self.steps = steps
-        deciders = [step for step in steps if step.decide is not None]
-        self._decide: tuple[Decide, ...] = tuple(step.decide for step in deciders if step.decide is not None)
-        self.constant: Evaluation | None = None
-        if deciders and deciders[0].always:
-            self.constant = self._decide[0](Request(None, ""))
+        deciders = [step.decide for step in steps if step.decide is not None]
+        first = next(step for step in steps if step.decide is not None)
+        self.constant: Evaluation | None = deciders[0](Request(None, "")) if first.always else None
+        self.evaluate: Callable[[Request], Evaluation] = _chain(deciders)
 
-    def evaluate(self, request: Request) -> Evaluation:
-        """What the flag gives for a request."""
-        if self.constant is not None:
-            return self.constant
-        for decide in self._decide:
-            result = decide(request)
-            if result is not None:
-                return result
-        raise AssertionError("the last step always decides")
+
+def _chain(deciders: Sequence[Decide]) -> Callable[[Request], Evaluation]:
+    """What the first of some functions that decides gives; the last one always does. Most flags have two or three."""
+    if len(deciders) == 1:
+        return cast("Callable[[Request], Evaluation]", deciders[0])
+    if len(deciders) == 2:
+        a, b = deciders
+        return lambda request: a(request) or b(request)  # type: ignore[return-value]
+    a, b, *more = deciders
+    rest = _chain(more)
+    return lambda request: a(request) or b(request) or rest(request)
 
 
 class LapsingFlag:

@@ -118,6 +118,8 @@ def configure(
         api.set_provider_and_wait(manager.provider)
 
     _observe_flags(manager)
+    if settings.flags.pins:
+        manager.admin.note_unreadable_pins(service)
 
     handle = Handle(settings, endings)
     RUNTIME.handle = handle

@@ -150,3 +150,53 @@ def test_the_audit_is_held_against_the_log_of_changes(flag_file, own_project):
     done = jarvis("audit", "--verify", "--logs")
     assert done.returncode == 1
     assert "tells of a change that is not in the audit: QUARTER: file → on by ann" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("variant", "kind"),
+    [
+        ("123456789:AAHdqTcvCH1vGWJxfSeofSAs0K5PALDsaw-", "a Telegram bot token"),
+        ("postgres://bob:hunter22@db/prod", "a password in a URL"),
+        ("-----BEGIN RSA PRIVATE KEY-----", "a private key"),
+        ("{api_key: abcdef}", "something under a name that secrets have"),
+    ],
+)
+def test_lint_refuses_secrets_in_flags(flag_file, variant, kind):
+    value = variant if variant.startswith("{") else json.dumps(variant)
+    flag_file(f"flags:\n  TOKEN_REFRESH_ENABLED: {{}}\n  F: {{variants: {{a: {value}}}}}\n")
+    done = jarvis("lint")
+    assert done.returncode == 2
+    assert f"looks like {kind}" in done.stdout
+    assert done.stdout.count("\n") == 1
+
+
+def test_lint_warns_where_a_dangerous_flag_is_on_by_default_in_the_code(flag_file, own_project):
+    flag_file("flags:\n  D: {dangerous: true}\n  F: {}\n")
+    code = own_project / "src"
+    code.mkdir()
+    (code / "app.py").write_text(
+        '\nflags.is_enabled("D", default=True)\nflags.is_enabled("F", True)\nis_enabled("D")\n'
+    )
+    done = jarvis("lint", "--code", "src")
+    assert (done.returncode, done.stdout) == (0, "src/app.py:2: D is dangerous, and on by default here\n")
+
+
+def test_an_override_may_lapse_by_itself(flag_file):
+    flag_file(FLAGS)
+    assert jarvis("disable", "OLD", "--for", "1s").returncode == 0
+    assert json.loads(jarvis("eval", "OLD").stdout)["value"] is False
+    import time
+
+    time.sleep(1.1)
+    assert json.loads(jarvis("eval", "OLD").stdout)["value"] is True
+    assert jarvis("disable", "OLD", "--for", "soon").returncode == 2
+
+
+def test_a_pin_that_cannot_be_read_is_audited(flag_file):
+    flag_file(FLAGS)
+    code = "from jarvis_otel import configure; configure('trading', console=False)"
+    environ = {**os.environ, "FF_OLD": "maybe", "OTEL_LOGS_EXPORTER": "none", "OTEL_TRACES_EXPORTER": "none"}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    assert "FF_OLD='maybe' cannot be read" in done.stderr
+    (entry,) = json.loads(jarvis("history", "OLD", "--format", "json").stdout)
+    assert (entry["outcome"], entry["who"], entry["action"]) == ("refused", "trading", "pin")

@@ -129,6 +129,15 @@ def test_a_file_that_breaks_is_an_error_event_and_goes_on_answering_until_it_is_
     assert whole.wait(10)
 
 
+def test_a_file_that_is_gone_makes_the_provider_stale(client, own_project):
+    stale = threading.Event()
+    client.add_handler(ProviderEvent.PROVIDER_STALE, lambda details: stale.set())
+    (own_project / "config" / "flags.yaml").unlink()
+    assert stale.wait(10)
+    assert client.get_provider_status().name == "STALE"
+    assert client.get_boolean_value("ON", False) is True
+
+
 def test_shutdown_may_be_called_twice_and_the_provider_may_be_used_again(flag_file):
     flag_file("flags:\n  ON: {enabled: true}\n")
     provider = YamlFlagProvider("config/flags.yaml")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from jarvis_flags.buckets import threshold
+from jarvis_flags.evaluate import read_pin
 from jarvis_flags.model import FlagDefinition, RolloutRule
 from jarvis_flags.overrides import Override, OverrideSet
 from jarvis_flags.parse import pin_name
@@ -181,6 +182,19 @@ class FlagAdmin:
     def decline(self, action: str, flag_id: str, author: Author) -> None:
         """Notes that a change which had to be confirmed was not."""
         self._store.refuse(action, author, flag_id, "not confirmed")
+
+    def note_unreadable_pins(self, service: str) -> None:
+        """Notes in the audit the pins of this process that cannot be read, which count as off.
+
+        Args:
+            service: What the process is called.
+        """
+        snapshot = self._source.snapshot
+        for flag_id, definition in snapshot.definitions.items():
+            name = pin_name(flag_id)
+            if name in snapshot.pins and read_pin(snapshot.pins[name], definition.variants) is None:
+                detail = f"{name}={snapshot.pins[name]!r} cannot be read, which counts as off"
+                self._store.refuse("pin", Author(service, "environment"), flag_id, detail)
 
     def history(self, flag_id: str | None = None) -> list[AuditEntry]:
         """The changes, refused ones too, oldest first.

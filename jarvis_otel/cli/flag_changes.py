@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -37,6 +38,10 @@ def add_change_parsers(parts: argparse._SubParsersAction[Any]) -> None:
         parser = add_command(parts, name, summary, f"jarvis flags {name} {example}", run, needs_flags=False)
         if name != "panic":
             parser.add_argument("flag", metavar="FLAG")
+        if name in ("enable", "disable"):
+            parser.add_argument(
+                "--for", dest="lasts", metavar="TIME", type=_duration, help="lapses by itself: 30m, 2h, 1d"
+            )
         if name == "rollout":
             parser.add_argument("percent", metavar="PCT", type=_percent, help="0 to 100, at most three decimals")
         parser.add_argument("--reason", metavar="TEXT", default="", help="why; goes to the audit")
@@ -87,11 +92,16 @@ def _confirmed(
 
 
 def _enable(flags: FlagSession, args: argparse.Namespace) -> int:
-    return _confirmed(flags, args, "enable", lambda author, yes: flags.admin.enable(args.flag, author, confirmed=yes))
+    return _confirmed(
+        flags,
+        args,
+        "enable",
+        lambda author, yes: flags.admin.enable(args.flag, author, confirmed=yes, lasts=_lasts(args)),
+    )
 
 
 def _disable(flags: FlagSession, args: argparse.Namespace) -> int:
-    return _finish(args, flags.admin.disable(args.flag, author_of(args)))
+    return _finish(args, flags.admin.disable(args.flag, author_of(args), lasts=_lasts(args)))
 
 
 def _toggle(flags: FlagSession, args: argparse.Namespace) -> int:
@@ -147,6 +157,18 @@ def _create(flags: FlagSession, args: argparse.Namespace) -> int:
     else:
         print(f"{printable(args.flag)} was written into {path}")
     return DONE
+
+
+def _lasts(args: argparse.Namespace) -> float | None:
+    lasts: float | None = getattr(args, "lasts", None)  # toggle has none
+    return lasts
+
+
+def _duration(text: str) -> float:
+    found = re.fullmatch(r"(\d{1,6})([smhd])", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"got {text!r}, want a time such as 30m, 2h or 1d")
+    return int(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
 
 
 def _percent(text: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +23,7 @@ from jarvis_flags.source import FileSource
 from jarvis_otel.cli.flag_session import DONE, NO, WRONG, FlagSession, add_command, print_json
 from jarvis_otel.terminal import printable, table
 
-__all__ = ["add_study_parsers"]
+__all__ = ["add_study_parsers", "on_by_default"]
 
 USERS_MAX = 1_000_000
 SHOWN_MAX = 10
@@ -198,18 +199,46 @@ def _never_evaluated(flags: FlagSession, since: datetime) -> Iterator[tuple[str,
 
 
 def _not_named(flag_ids: Mapping[str, Any], directory: Path) -> Iterable[str]:
-    """Flags whose id stands in no file of a directory; hidden directories and huge files are passed over."""
+    """Flags whose id stands in no file of a directory."""
     pending = {flag_id: flag_id.encode() for flag_id in flag_ids}
-    for path in directory.rglob("*"):
-        if any(part.startswith(".") for part in path.relative_to(directory).parts) or not path.is_file():
-            continue
-        try:
-            if path.stat().st_size > _CODE_BYTES_MAX:
-                continue
-            content = path.read_bytes()
-        except OSError:
-            continue
+    for _, content in _code(directory):
         pending = {flag_id: name for flag_id, name in pending.items() if name not in content}
         if not pending:
             break
     return sorted(pending)
+
+
+def on_by_default(directory: Path, flag_ids: Iterable[str]) -> list[str]:
+    """Where code evaluates one of these flags with True as its default, a sentence for each place.
+
+    Args:
+        directory: The code.
+        flag_ids: The flags.
+    """
+    names = "|".join(re.escape(flag_id) for flag_id in flag_ids)
+    if not names:
+        return []
+    call = re.compile(
+        rf"(?:is_enabled|get_boolean_value|get_boolean_details)\(\s*['\"]({names})['\"]\s*,\s*(?:default\w*\s*=\s*)?True".encode()
+    )
+    return [
+        f"{path}:{_line(content, found.start())}: {found[1].decode()} is dangerous, and on by default here"
+        for path, content in _code(directory)
+        for found in call.finditer(content)
+    ]
+
+
+def _line(content: bytes, position: int) -> int:
+    return content.count(b"\n", 0, position) + 1
+
+
+def _code(directory: Path) -> Iterator[tuple[Path, bytes]]:
+    """The files of a directory; hidden ones and huge ones are passed over."""
+    for path in sorted(directory.rglob("*")):
+        if any(part.startswith(".") for part in path.relative_to(directory).parts) or not path.is_file():
+            continue
+        try:
+            if path.stat().st_size <= _CODE_BYTES_MAX:
+                yield path, path.read_bytes()
+        except OSError:
+            continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
+from pathlib import Path
 from typing import Any
 
 from jarvis_flags.evaluate import CALLERS_DEFAULT, Evaluation
@@ -16,7 +17,8 @@ from jarvis_otel.admin.store import StoreError
 from jarvis_otel.cli.flag_changes import add_change_parsers
 from jarvis_otel.cli.flag_exchange import add_flagd_parsers
 from jarvis_otel.cli.flag_session import DONE, NO, WRONG, FlagSession, add_command, print_json, value_of
-from jarvis_otel.cli.flag_studies import add_study_parsers
+from jarvis_otel.cli.flag_studies import add_study_parsers, on_by_default
+from jarvis_otel.secrets import find_secrets
 from jarvis_otel.terminal import printable, table
 
 __all__ = ["add_parser"]
@@ -62,7 +64,8 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     audit.add_argument("--verify", action="store_true", help="only check its chain: 1 where it is broken")
     audit.add_argument("--logs", action="store_true", help="also hold it against what the log files say of changes")
 
-    add_command(parts, "lint", "check the flag files", "jarvis flags lint", _lint, needs_flags=False)
+    lint = add_command(parts, "lint", "check the flag files", "jarvis flags lint", _lint, needs_flags=False)
+    lint.add_argument("--code", metavar="DIR", type=Path, help="also code in which a dangerous flag is on by default")
 
 
 def _state(flags: FlagSession, flag_id: str) -> dict[str, Any]:
@@ -274,21 +277,29 @@ def _missing_from(flags: FlagSession) -> list[str]:
 
 def _lint(flags: FlagSession, args: argparse.Namespace) -> int:
     snapshot = flags.snapshot
+    if args.code is not None and not args.code.is_dir():
+        print(f"jarvis flags lint: --code: {args.code} is no directory", file=sys.stderr)
+        return WRONG
+    secrets = [
+        f"flags.{flag_id}.{place}: looks like {kind}; flags are read by everyone: name the secret, keep it elsewhere"
+        for flag_id, definition in snapshot.definitions.items()
+        for place, kind in find_secrets(plain(definition.to_dict()))
+    ]
+    warnings = [f"{name} is set, but pins no flag" for name in snapshot.unmatched_pins]
+    if args.code is not None:
+        warnings += on_by_default(args.code, [flag.id for flag in snapshot.definitions.values() if flag.dangerous])
     if args.format == "json":
         problems = [
             {"file": p.file, "line": p.line, "path": p.path, "message": p.message, "flag": p.flag}
             for p in snapshot.problems
         ]
-        print_json({"flags": len(snapshot.definitions), "bad": sorted(snapshot.bad), "problems": problems})
+        counted = {"flags": len(snapshot.definitions), "bad": sorted(snapshot.bad)}
+        print_json({**counted, "problems": problems, "secrets": secrets, "warnings": warnings})
     else:
-        for problem in snapshot.problems:
-            print(printable(str(problem)))
-        for name in snapshot.unmatched_pins:
-            print(f"{name} is set, but pins no flag")
-        if not snapshot.problems:
-            print(f"{len(snapshot.definitions)} flags, nothing wrong")
+        lines = [str(problem) for problem in snapshot.problems] + secrets + warnings
+        print("\n".join(map(printable, lines)) or f"{len(snapshot.definitions)} flags, nothing wrong")
     unreadable = any(not problem.path for problem in snapshot.problems)
-    return WRONG if snapshot.bad or unreadable else DONE
+    return WRONG if snapshot.bad or unreadable or secrets else DONE
 
 
 def _attribute(text: str) -> tuple[str, Any]:

@@ -122,12 +122,16 @@ class YamlFlagProvider(AbstractProvider):
                     ProviderEventDetails(flags_changed=list(change.flags), metadata=metadata)
                 )
             was, now = _trouble(change.old), _trouble(change.new)
-            if now and now != was:
+            if now == was:
+                return
+            if not now:
+                self.emit_provider_ready(ProviderEventDetails(message="the flags are whole again", metadata=metadata))
+            elif change.new.source_lost:
+                self.emit_provider_stale(ProviderEventDetails(message=now, metadata=metadata))
+            else:
                 self.emit_provider_error(
                     ProviderEventDetails(message=now, error_code=ErrorCode.PARSE_ERROR, metadata=metadata)
                 )
-            elif was and not now:
-                self.emit_provider_ready(ProviderEventDetails(message="the flags are whole again", metadata=metadata))
 
     def resolve_boolean_details(
         self, flag_key: str, default_value: bool, evaluation_context: EvaluationContext | None = None

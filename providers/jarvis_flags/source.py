@@ -313,6 +313,7 @@ class FileSource:
             flag_set_id=settings.flags_file.name,
             version=version,
             local_file=None if local is None else self._shown(self._local_file),
+            source_lost=unreadable is not None,
             loaded_at=time.time(),
         )
 

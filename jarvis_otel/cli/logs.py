@@ -72,6 +72,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     reproduce.add_argument("correlation_id", metavar="CORRELATION_ID", help="a correlation id or a trace id")
     reproduce.add_argument("--include-dangerous", action="store_true", help="export dangerous flags that were on, too")
+    reproduce.add_argument("--format", choices=("human", "json"), default="human")
 
 
 def _add(parts: argparse._SubParsersAction[Any], name: str, summary: str, example: str) -> argparse.ArgumentParser:

@@ -147,8 +147,11 @@ class LogCommands:
         if not (trace.records or trace.spans):
             return self._nothing(f"nothing found for {printable(args.correlation_id)}")
         result = reproduce(trace.flags(), self._dangerous(), include_dangerous=args.include_dangerous)
-        for line in result.lines:
-            _write(line + "\n")
+        if args.format == "json":
+            told = {"correlation_id": trace.correlation_id, "pins": result.pins, "held_back": result.held_back}
+            _write(json_text({**told, "refused": dict(result.refused)}) + "\n")
+        else:
+            _write("".join(line + "\n" for line in result.lines))
         for flag_id, reason in result.refused:
             self._talk(f"{printable(flag_id)}: left out: {reason}")
         for flag_id in result.held_back:

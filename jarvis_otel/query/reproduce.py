@@ -18,11 +18,13 @@ class Reproduction:
     """What a shell is to be told.
 
     Attributes:
+        pins: Value by variable, of all the flags for which there is a line.
         lines: `export` lines, and as comments those of dangerous flags that were on.
         held_back: Ids of the dangerous flags that were on and only stand there as comments.
         refused: Flags for which there is no line, with the reason.
     """
 
+    pins: Mapping[str, str]
     lines: tuple[str, ...]
     held_back: tuple[str, ...]
     refused: tuple[tuple[str, str], ...]
@@ -41,6 +43,7 @@ def reproduce(flags: Mapping[str, str], dangerous: Callable[[str], bool], *, inc
     """
     lines, held_back, refused = [], [], []
     pins: dict[str, str] = {}
+    owners: dict[str, str] = {}
     for flag_id, variant in flags.items():
         pin = f"FF_{flag_id.upper()}"
         if not _ID.fullmatch(flag_id):
@@ -48,12 +51,13 @@ def reproduce(flags: Mapping[str, str], dangerous: Callable[[str], bool], *, inc
         elif not variant.isprintable():
             refused.append((flag_id, "the variant has control characters"))
         elif pin in pins:
-            refused.append((flag_id, f"{pin} already stands for {pins[pin]}"))
+            refused.append((flag_id, f"{pin} already stands for {owners[pin]}"))
         else:
-            pins[pin] = flag_id
-            line = f"export {pin}={shlex.quote(_PIN_VALUES.get(variant, variant))}"
+            owners[pin] = flag_id
+            pins[pin] = _PIN_VALUES.get(variant, variant)
+            line = f"export {pin}={shlex.quote(pins[pin])}"
             if variant != "off" and not include_dangerous and dangerous(flag_id):
                 held_back.append(flag_id)
                 line = f"# {line}  # dangerous: it was on"
             lines.append(line)
-    return Reproduction(tuple(lines), tuple(held_back), tuple(refused))
+    return Reproduction(pins, tuple(lines), tuple(held_back), tuple(refused))

@@ -24,7 +24,7 @@ from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 
-from jarvis_otel.context import OperationSpanProcessor
+from jarvis_otel.context import OperationSpanProcessor, carry_into_threads
 from jarvis_otel.handlers import PipelineProcessor, flush_at_sigterm, install_logging
 from jarvis_otel.manager import FeatureFlagManager
 from jarvis_otel.runtime import RUNTIME
@@ -104,6 +104,7 @@ def configure(
     endings.append(manager.close)
     resource = _resource(found, service, environment=manager.source.snapshot.environment)
 
+    endings.append(carry_into_threads())
     flush_spans = _set_up_traces(settings, resource, endings)
     setup = install_logging(settings, resource.attributes, console=console)
     endings.append(setup.uninstall)

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
+from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-__all__ = ["FLAGS_MAX", "LogContext", "Operation", "OperationSpanProcessor", "current_operation", "note_evaluation"]
+__all__ = [
+    "FLAGS_MAX",
+    "LogContext",
+    "Operation",
+    "OperationSpanProcessor",
+    "carry_into_threads",
+    "current_operation",
+    "note_evaluation",
+]
 
 FLAGS_MAX = 64
 """So many flags does an operation remember, and a record list."""
@@ -77,6 +88,63 @@ def note_evaluation(flag_id: str, variant: str, *, on: bool) -> None:
     operation = current_operation()
     if operation is not None:
         operation.note(flag_id, variant, on)
+
+
+def carry_into_threads() -> Callable[[], None]:
+    """Has threads, and work given to thread pools, begin in the operation and span of who started them.
+
+    Only these two are carried, not the application's own context variables. Returns what undoes it.
+    """
+    start, submit = threading.Thread.start, ThreadPoolExecutor.submit
+    here = threading.local()
+
+    def start_in_operation(thread: threading.Thread) -> None:
+        # our own threads, and those of a pool, outlive the operation in which they happen to start
+        outlives = thread.name.startswith("jarvis-") or getattr(here, "submitting", False)
+        carried = None if outlives else _carried()
+        if carried is not None:
+            run = thread.run
+            thread.run = lambda: carried(run)  # type: ignore[method-assign]
+        start(thread)
+
+    def submit_in_operation(pool: ThreadPoolExecutor, work: Any, /, *args: Any, **kwargs: Any) -> Any:
+        carried = _carried()
+        if carried is None:
+            return submit(pool, work, *args, **kwargs)
+        here.submitting = True
+        try:
+            return submit(pool, lambda: carried(lambda: work(*args, **kwargs)))
+        finally:
+            here.submitting = False
+
+    threading.Thread.start = start_in_operation  # type: ignore[assignment, method-assign]
+    ThreadPoolExecutor.submit = submit_in_operation  # type: ignore[assignment, method-assign]
+
+    def undo() -> None:
+        # another library may have wrapped them since: then ours stays, and does no harm
+        if threading.Thread.start is start_in_operation:
+            threading.Thread.start = start  # type: ignore[method-assign]
+        if ThreadPoolExecutor.submit is submit_in_operation:
+            ThreadPoolExecutor.submit = submit  # type: ignore[method-assign]
+
+    return undo
+
+
+def _carried() -> Callable[[Callable[[], Any]], Any] | None:
+    """A function that runs another in the operation and span of now; None where there are none."""
+    operation, context = _current.get(), otel_context.get_current()
+    if operation is None and not context:
+        return None
+
+    def run(work: Callable[[], Any]) -> Any:
+        token, attached = _current.set(operation), otel_context.attach(context)
+        try:
+            return work()
+        finally:
+            otel_context.detach(attached)
+            _current.reset(token)
+
+    return run
 
 
 class OperationSpanProcessor(SpanProcessor):

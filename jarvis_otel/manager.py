@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from openfeature import api
 from openfeature.evaluation_context import EvaluationContext as OpenFeatureContext
+from openfeature.flag_evaluation import FlagEvaluationDetails
 from openfeature.hook import get_hooks
 from openfeature.transaction_context import get_transaction_context
 
@@ -21,7 +22,7 @@ from jarvis_flags.model import EvaluationContext, FlagDefinition, FlagStatus
 from jarvis_flags.parse import parse_flags
 from jarvis_flags.provider import PROVIDER_NAME, YamlFlagProvider
 from jarvis_flags.settings import FlagSettings
-from jarvis_flags.snapshot import ExplainedStep, Snapshot
+from jarvis_flags.snapshot import ExplainedStep, Snapshot, changed_flags
 from jarvis_flags.source import Change, FileSource, FlagSource, MemorySource
 from jarvis_flags.tree import load_tree
 from jarvis_otel.context import current_operation
@@ -37,6 +38,7 @@ __all__ = ["FeatureFlagManager", "announce"]
 
 _DECLARED_MAX = 1_024
 _DOMAIN = "jarvis"
+_DEFAULTS: Mapping[str, Any] = {"boolean": False, "string": "", "integer": 0, "float": 0.0, "object": {}}
 
 _logger = logging.getLogger("jarvis_otel")
 _Value = TypeVar("_Value")
@@ -68,6 +70,7 @@ class FeatureFlagManager:
         self._opening = threading.RLock()
         self._admin: FlagAdmin | None = None
         self._provider: YamlFlagProvider | None = None
+        self._listeners: tuple[tuple[str, Callable[[str, bool, bool], Any]], ...] = ()
         self._service_flags: Mapping[str, tuple[str, ...]] = {}
         self._declared: tuple[Snapshot | None, dict[Any, Mapping[str, tuple[str, bool]]]] = (None, {})
 
@@ -93,11 +96,21 @@ class FeatureFlagManager:
             service_flags: Ids of flags that a service declares beside those that name it.
         """
         with self._opening:
-            if self._source is not None:
-                self._source.close()
+            old = self._source
             self._settings, self._service, self._in_memory = settings, service, False
-            self._service_flags = service_flags or {}
-            self._source = self._admin = self._provider = None
+            self._path = None
+            if service_flags is not None:
+                self._service_flags = service_flags
+            self._source = self._admin = None
+            if old is None:
+                return
+            # who listens, and the provider, go on with the new flags
+            new = self._open()
+            if self._provider is not None:
+                self._provider.use_source(new)
+            before, after = old.snapshot, new.snapshot
+            old.close()
+        self._tell(Change(before, after, tuple(changed_flags(before, after))))
 
     @property
     def source(self) -> FlagSource:
@@ -130,6 +143,8 @@ class FeatureFlagManager:
             return self._admin
 
     def _open(self) -> FlagSource:
+        from jarvis_otel.admin.store import FileStore  # noqa: PLC0415 - not before there are flags to open
+
         with self._opening:
             if self._source is None:
                 if self._in_memory:
@@ -138,7 +153,9 @@ class FeatureFlagManager:
                     settings = self._settings or FlagSettings.load()
                     if self._path is not None:
                         settings = replace(settings, flags_file=Path(self._path).absolute(), flags_file_named=True)
+                    FileStore(settings.flags_state_dir).recover()
                     self._source = FileSource(settings, watch=True, service=self._service or settings.service)
+                self._source.subscribe(self._tell)
             return self._source
 
     # --- evaluating ---
@@ -160,7 +177,7 @@ class FeatureFlagManager:
         """
         try:
             if get_hooks():
-                return self._by_client(flag_id, default, user_id, context)
+                return self._by_client(flag_id, default, user_id, context).value is True
             value = self._evaluate(flag_id, user_id, context).value
             return value if value is True or value is False else default
         except Exception:
@@ -178,7 +195,8 @@ class FeatureFlagManager:
         """The value of a flag of any type; the arguments are those of `is_enabled`."""
         try:
             if get_hooks():
-                return self._by_client(flag_id, default, user_id, context)
+                details = self._by_client(flag_id, default, user_id, context)
+                return default if default is None and details.variant is None else details.value
             result = self._evaluate(flag_id, user_id, context)
             value: Any = result.value
             if value is CALLERS_DEFAULT or not _fits(value, default):
@@ -199,6 +217,8 @@ class FeatureFlagManager:
     ) -> str | None:
         """The name of the variant that a flag gives; the arguments are those of `is_enabled`."""
         try:
+            if get_hooks():
+                return self._by_client(flag_id, None, user_id, context).variant or default
             return self._evaluate(flag_id, user_id, context).variant or default
         except Exception:
             _logger.warning("flag %r could not be evaluated", flag_id, exc_info=True)
@@ -247,8 +267,8 @@ class FeatureFlagManager:
         return request
 
     def _by_client(
-        self, flag_id: str, default: _Value, user_id: str | int | None, context: EvaluationContext | None
-    ) -> _Value:
+        self, flag_id: str, default: Any, user_id: str | int | None, context: EvaluationContext | None
+    ) -> FlagEvaluationDetails[Any]:
         """Through OpenFeature's client, so that the application's own hooks run."""
         client = api.get_client(_DOMAIN)
         if client.provider is not self.provider:
@@ -258,14 +278,18 @@ class FeatureFlagManager:
         attributes = {**request.attributes, "environment": request.environment}
         if request.request_id is not None:
             attributes["request_id"] = request.request_id
-        asked = OpenFeatureContext(request.user, attributes)
+        if default is None:
+            # any type will do: that of the flag
+            definition = snapshot.definitions.get(flag_id)
+            default = _DEFAULTS[definition.value_type if definition is not None else "boolean"]
         resolve: Any = {
-            bool: client.get_boolean_value,
-            str: client.get_string_value,
-            int: client.get_integer_value,
-            float: client.get_float_value,
-        }.get(type(default), client.get_object_value)
-        return resolve(flag_id, default, asked)  # type: ignore[no-any-return]
+            bool: client.get_boolean_details,
+            str: client.get_string_details,
+            int: client.get_integer_details,
+            float: client.get_float_details,
+        }.get(type(default), client.get_object_details)
+        details: FlagEvaluationDetails[Any] = resolve(flag_id, default, OpenFeatureContext(request.user, attributes))
+        return details
 
     def declared(self, service: str, user_id: str | None, ids: tuple[str, ...]) -> Mapping[str, tuple[str, bool]]:
         """What the flags that a service declares give, evaluated silently; remembered per snapshot, service and user.
@@ -333,13 +357,26 @@ class FeatureFlagManager:
             What cancels it.
         """
 
-        def subscriber(change: Change) -> None:
+        listener = (flag_id, callback)
+        self._listeners = (*self._listeners, listener)
+        self.source  # noqa: B018 - whoever waits for changes wants the flags to be followed
+
+        def cancel() -> None:
+            self._listeners = tuple(other for other in self._listeners if other is not listener)
+
+        return cancel
+
+    def _tell(self, change: Change) -> None:
+        """Calls who listens to the flags that turned on or off."""
+        for flag_id, callback in self._listeners:
             if flag_id in change.flags:
                 old, new = (_is_on(snapshot, flag_id) for snapshot in (change.old, change.new))
                 if old != new:
-                    callback(flag_id, old, new)
-
-        return self.source.subscribe(subscriber)
+                    try:
+                        callback(flag_id, old, new)
+                    except Exception:
+                        # one listener of the application must not keep the others from hearing of it
+                        _logger.exception("a listener to %s raised", flag_id)
 
     # --- changing ---
 

@@ -198,3 +198,26 @@ def test_a_kill_of_the_collector_under_load_loses_no_acknowledged_record(own_pro
     process.wait()
     seen = {line["context"]["number"] for line in lines(own_project)}
     assert seen == set(range(3000))
+
+
+def test_an_operation_is_carried_into_threads_and_pools(own_project, flag_file, collector):
+    flag_file(FLAGS)
+    code = """
+        import threading
+        from concurrent.futures import ThreadPoolExecutor
+        from jarvis_otel import configure, get_logger
+        configure("trading", console=False)
+        logger = get_logger("trading")
+        with ThreadPoolExecutor(1) as pool:
+            with logger.context(correlation_id="trade-9"):
+                thread = threading.Thread(target=logger.info, args=("in a thread",))
+                thread.start()
+                thread.join()
+                pool.submit(logger.info, "in a pool").result()
+            pool.submit(logger.info, "after").result()
+    """
+    assert app(code, collector).returncode == 0
+    told = {line["message"]: line for line in lines(own_project)}
+    assert told["in a thread"]["correlation_id"] == told["in a pool"]["correlation_id"] == "trade-9"
+    assert "trace_id" in told["in a thread"]
+    assert "correlation_id" not in told["after"]

@@ -85,7 +85,74 @@ def test_turning_on_a_dangerous_flag_needs_confirmation_and_off_never_does(admin
     assert admin.disable("DANGER", ME).applied
     assert admin.reset("DANGER", ME).kind is OutcomeKind.NEEDS_CONFIRMATION
     assert admin.rollout("DANGER", 10, ME).kind is OutcomeKind.NEEDS_CONFIRMATION
+    assert admin.rollout("DANGER", 0, ME).kind is OutcomeKind.NEEDS_CONFIRMATION, "it would lift the kill switch"
+    admin.reset("DANGER", ME, confirmed=True)
     assert admin.rollout("DANGER", 0, ME).applied
+
+
+def test_a_rollout_needs_confirmation_unless_it_lowers_every_percentage(flag_file, state):
+    flag_file(
+        """
+        flags:
+          M:
+            dangerous: true
+            rules:
+              - {type: percentage, value: 50, priority: 10, segment: {attribute: plan, op: eq, value: pro}}
+              - {type: percentage, value: 5}
+          AP: {approvals: 2, rules: [{type: percentage, value: 50}]}
+        """
+    )
+    admin = FlagAdmin(FileSource(FlagSettings.load()), FileStore(state), seen_wait=0)
+    assert admin.rollout("M", 50, ME).kind is OutcomeKind.NEEDS_CONFIRMATION
+    assert admin.rollout("M", 5, ME).applied
+    assert admin.rollout("AP", 60, ME).kind is OutcomeKind.REFUSED
+    assert admin.rollout("AP", 0, ME).applied, "what only lowers needs no approval"
+
+
+@pytest.mark.parametrize("text", ["\ud800", "\x00", "a\nb"])
+def test_off_works_whatever_text_comes_with_it(admin, state, text):
+    assert admin.disable("PLAIN", Author(text, text, text)).applied
+    assert admin.disable(f"NO{text}", ME).kind is OutcomeKind.NOT_FOUND
+    assert list(verify(FileStore(state).lines())) == []
+
+
+def test_panic_does_not_claim_that_all_is_well_where_no_flag_is_known(own_project, state):
+    admin = FlagAdmin(FileSource(FlagSettings.load()), FileStore(state), seen_wait=0)
+    outcome = admin.panic(ME)
+    assert outcome.kind is OutcomeKind.UNAVAILABLE
+    assert "there is no such file" in outcome.message
+
+
+def test_an_override_file_that_was_removed_lifts_no_kill_switch_and_comes_back(admin, flag_file, state):
+    flag_file(FLAGS.replace("PLAIN: {enabled: false}", "PLAIN: {enabled: true}"))
+    running = FileSource(FlagSettings.load())
+    admin.disable("PLAIN", ME)
+    running.reload()
+    (state / "overrides.json").unlink()
+    snapshot = running.reload()
+    assert not snapshot.evaluate("PLAIN", snapshot.request()).on
+    manager = FeatureFlagManager("config/flags.yaml")
+    assert manager.is_enabled("PLAIN") is False
+    assert read_overrides(state).overrides["PLAIN"].state == "off"
+    manager.close()
+
+
+def test_who_opens_the_flags_rolls_a_half_done_change_forward(admin, flag_file, state):
+    flag_file(FLAGS.replace("PLAIN: {enabled: false}", "PLAIN: {enabled: true}"))
+    admin.disable("QUARTER", ME)
+    before = (state / "overrides.json").read_bytes()
+    admin.disable("PLAIN", ME)
+    (state / "overrides.json").write_bytes(before)
+    assert json.loads(jarvis("eval", "PLAIN").stdout)["value"] is False
+
+
+def test_dead_processes_leave_no_files_behind(admin, state):
+    (state / "seen").mkdir(parents=True)
+    (state / "seen" / "999999999.json").write_text(
+        '{"pid": 999999999, "service": "x", "revision": 1, "pins": {}, "started": "1"}'
+    )
+    assert FileStore(state).processes() == []
+    assert list((state / "seen").iterdir()) == []
 
 
 def test_enabling_a_flag_with_a_percentage_says_that_it_stays_limited(admin):
@@ -341,10 +408,27 @@ def test_rollout_and_reset(flag_file):
     assert jarvis("rollout", "QUARTER", "50", "--reason", "half").stdout.startswith("QUARTER is on for 50 % of users")
     assert "QUARTER    50 %" in jarvis("list").stdout
     assert jarvis("reset", "QUARTER", "--reason", "back").stdout.startswith("QUARTER: the file decides again")
-    for percent in ("101", "-1", "x"):
+    for percent in ("101", "-1", "x", "nan", "0.0001"):
         done = jarvis("rollout", "QUARTER", "--", percent)
-        assert done.returncode in (1, 2)
-        assert "Traceback" not in done.stderr
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+def test_bytes_that_are_no_text_are_no_traceback(flag_file):
+    flag_file(FLAGS)
+    odd = "\udcff"
+    for arguments in (("disable", "PLAIN", "--reason", odd, "--by", odd), ("eval", "PLAIN", "--user", odd)):
+        done = jarvis(*arguments)
+        assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+    assert jarvis("eval", odd).returncode == 1
+    done = jarvis("eval", "PLAIN", FF_PLAIN=odd, JARVIS_ENVIRONMENT=odd)
+    assert json.loads(done.stdout)["value"] is False
+
+
+def test_a_variant_is_served_to_everyone(flag_file):
+    flag_file(FLAGS)
+    assert jarvis("enable", "SPLIT", "--variant", "b").stdout.startswith("SPLIT gives b to everyone")
+    assert json.loads(jarvis("eval", "SPLIT").stdout)["value"] == 2
+    assert jarvis("enable", "SPLIT", "--variant", "c").returncode == 1
 
 
 @pytest.mark.parametrize(

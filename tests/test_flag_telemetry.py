@@ -157,6 +157,45 @@ def test_on_change_tells_old_and_new_until_it_is_cancelled(manager):
     assert told == [("OFF", False, True)]
 
 
+def test_on_change_hears_of_a_prerequisite(manager):
+    manager.create_flag(FlagDefinition(id="NEEDS", enabled=True, requires=["ON"]))
+    told = []
+    manager.on_change("NEEDS", lambda *change: told.append(change))
+    manager.set_enabled("ON", False)
+    assert told == [("NEEDS", True, False)]
+
+
+def test_listeners_and_clients_follow_a_manager_to_another_file(flag_file):
+    flag_file("flags:\n  B: {enabled: true}\n")
+    other = flag_file("flags:\n  B: {enabled: false}\n  N: {enabled: true}\n", "other.yaml")
+    manager = FeatureFlagManager("config/flags.yaml")
+    told = []
+    manager.on_change("B", lambda *change: told.append(change))
+    api.set_provider_and_wait(manager.provider)
+    client = api.get_client()
+    assert client.get_boolean_value("B", False)
+    manager.load_from_file(other)
+    assert [client.get_boolean_value(flag, False) for flag in "BN"] == [False, True]
+    assert told == [("B", True, False)]
+    manager.close()
+    api.shutdown()
+
+
+def test_a_variant_goes_through_the_hooks_too(manager):
+    hook = Recording()
+    api.add_hooks([hook])
+    assert manager.variant("LIMIT") == "low"
+    assert manager.value("LIMIT", None) == 100
+    assert [seen[0] for seen in hook.seen] == ["LIMIT", "LIMIT"]
+
+
+@pytest.mark.parametrize("arguments", [("", 5), ("ON", "x"), ("ON", None), (None, 5)])
+def test_a_change_that_makes_no_sense_is_refused_and_not_raised(manager, arguments):
+    assert manager.set_rollout(*arguments) is False
+    assert manager.create_flag(FlagDefinition(id="")) is False
+    assert manager.set_enabled("\ud800", False, reason="\ud800") is False
+
+
 def test_on_change_sees_edits_of_the_file(flag_file):
     import threading
 

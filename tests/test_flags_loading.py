@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jarvis_flags.model import EvaluationContext
 from jarvis_flags.parse import parse_flags, pin_name
 from jarvis_flags.settings import FlagSettings
 from jarvis_flags.source import FileSource
@@ -204,6 +205,24 @@ def test_a_process_that_starts_on_a_broken_file_takes_what_was_good_but_nothing_
     flag_file("not: [yaml")
     snapshot = load().snapshot
     assert [snapshot.evaluate(flag, snapshot.request()).value for flag in "AD"] == [True, False]
+
+
+def test_a_process_that_starts_on_a_broken_file_keeps_environment_and_segments(flag_file):
+    flag_file(
+        """
+        environment: dev
+        segments: {beta: {attribute: plan, op: eq, value: pro}}
+        flags:
+          E: {environment_defaults: {dev: true}}
+          S: {rules: [{type: user_segment, value: beta}]}
+        """
+    )
+    load()
+    flag_file("flags: [")
+    snapshot = load().snapshot
+    assert snapshot.environment == "dev"
+    assert snapshot.evaluate("E", snapshot.request()).on
+    assert snapshot.evaluate("S", snapshot.request(EvaluationContext(attributes={"plan": "pro"}))).on
 
 
 def test_a_deleted_file_changes_nothing_and_its_return_is_seen(flag_file):

@@ -74,6 +74,11 @@ def test_a_broken_dangerous_flag_is_off_even_for_a_caller_whose_default_is_on(cl
     assert (details.value, details.error_code) == (False, ErrorCode.PARSE_ERROR)
 
 
+def test_a_broken_dangerous_flag_gives_other_types_their_default(client):
+    details = client.get_string_details("BROKEN", "mine")
+    assert (details.value, details.error_code) == ("mine", ErrorCode.PARSE_ERROR)
+
+
 def test_the_metadata_names_flag_set_version_rule_and_context_and_cannot_be_changed(client):
     details = next(
         details

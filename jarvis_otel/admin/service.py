@@ -18,7 +18,7 @@ from jarvis_flags.overrides import Override, OverrideSet
 from jarvis_flags.parse import pin_name
 from jarvis_flags.source import FlagSource
 from jarvis_otel.admin.audit import AuditEntry
-from jarvis_otel.admin.store import Author, Edit, FlagStore, SeenProcess, StoreError
+from jarvis_otel.admin.store import Author, Edit, FlagStore, SeenProcess, StoreError, storable
 
 __all__ = ["FlagAdmin", "Outcome", "OutcomeKind"]
 
@@ -32,6 +32,7 @@ class OutcomeKind(StrEnum):
     NEEDS_CONFIRMATION = "needs_confirmation"
     REFUSED = "refused"
     NOT_FOUND = "not_found"
+    INVALID = "invalid"
     UNAVAILABLE = "unavailable"
 
 
@@ -78,7 +79,15 @@ class FlagAdmin:
         self._tell = tell
         self._seen_wait = seen_wait
 
-    def enable(self, flag_id: str, author: Author, *, confirmed: bool = False, lasts: float | None = None) -> Outcome:
+    def enable(
+        self,
+        flag_id: str,
+        author: Author,
+        *,
+        confirmed: bool = False,
+        lasts: float | None = None,
+        variant: str | None = None,
+    ) -> Outcome:
         """Turns a flag on for everyone; one with a percentage stays limited to it.
 
         Args:
@@ -86,16 +95,22 @@ class FlagAdmin:
             author: Who, why and from where.
             confirmed: Somebody confirmed it, which a dangerous flag needs.
             lasts: Seconds after which it lapses by itself; None never does.
+            variant: The variant that everyone gets; a percentage then limits nothing.
         """
+        flag_id = storable(flag_id)
         flag = self._source.snapshot.definitions.get(flag_id)
+        if variant is not None and flag is not None and variant not in (flag.variants or ("on", "off")):
+            names = ", ".join(flag.variants or ("on", "off"))
+            return self._refuse("enable", flag_id, author, f"{flag_id} has no variant {variant!r}, want one of {names}")
         if (stop := self._stop("enable", flag_id, author, confirmed=confirmed)) is not None:
             return stop
 
         def edit(state: OverrideSet) -> Mapping[str, Override | None]:
             percentage = _percentage(state.overrides.get(flag_id))
-            return {flag_id: Override("on", percentage=percentage, expires_at=_moment(lasts))}
+            return {flag_id: Override("on", percentage=percentage, variant=variant, expires_at=_moment(lasts))}
 
-        return self._commit("enable", author, edit, lambda: self._enabled_words(flag_id, flag))
+        words = f"{flag_id} gives {variant} to everyone"
+        return self._commit("enable", author, edit, lambda: words if variant else self._enabled_words(flag_id, flag))
 
     def disable(self, flag_id: str, author: Author, *, lasts: float | None = None) -> Outcome:
         """Turns a flag off for everyone, whatever else is set: the kill switch.
@@ -105,14 +120,18 @@ class FlagAdmin:
             author: Who, why and from where.
             lasts: Seconds after which it lapses by itself; None never does.
         """
+        flag_id = storable(flag_id)
         if self._knows_flags and not self._exists(flag_id):
             return self._not_found("disable", flag_id, author)
+        words = f"{flag_id} is off for everyone"
+        if not self._knows_flags:
+            words += "; no flag file could be read, so whether there is such a flag is not known"
 
         def edit(state: OverrideSet) -> Mapping[str, Override | None]:
             percentage = _percentage(state.overrides.get(flag_id))
             return {flag_id: Override("off", percentage=percentage, expires_at=_moment(lasts))}
 
-        return self._commit("disable", author, edit, lambda: f"{flag_id} is off for everyone", off_only=True)
+        return self._commit("disable", author, edit, lambda: words, off_only=True)
 
     def rollout(self, flag_id: str, percent: float, author: Author, *, confirmed: bool = False) -> Outcome:
         """Sets the percentage of users that a flag is on for.
@@ -123,13 +142,16 @@ class FlagAdmin:
             author: Who, why and from where.
             confirmed: Somebody confirmed it, which raising a dangerous flag needs.
         """
+        flag_id = storable(flag_id)
         try:
             threshold(percent)
-        except ValueError as error:
-            return Outcome(OutcomeKind.REFUSED, f"{flag_id}: percentage: {error}")
+        except (ValueError, TypeError) as error:
+            why = f"{flag_id}: percentage: {error}"
+            self._store.refuse("rollout", author, flag_id, why)
+            return Outcome(OutcomeKind.INVALID, why)
         flag = self._source.snapshot.definitions.get(flag_id)
-        lowers = flag is not None and percent <= self._share(flag)
-        if (stop := self._stop("rollout", flag_id, author, confirmed=confirmed or lowers)) is not None:
+        lowers = flag is not None and self._lowers(flag, percent)
+        if not lowers and (stop := self._stop("rollout", flag_id, author, confirmed=confirmed)) is not None:
             return stop
         if flag is not None and any(_is_split(rule) for rule in flag.rules):
             return self._refuse(
@@ -151,6 +173,7 @@ class FlagAdmin:
             author: Who, why and from where.
             confirmed: Somebody confirmed it, which a dangerous flag that was turned off needs.
         """
+        flag_id = storable(flag_id)
         override = self._store.read().overrides.get(flag_id)
         if override is None:
             if self._knows_flags and not self._exists(flag_id):
@@ -166,6 +189,11 @@ class FlagAdmin:
     def panic(self, author: Author) -> Outcome:
         """Turns every dangerous flag off at once."""
         snapshot = self._source.snapshot
+        if not self._knows_flags:
+            why = next((str(problem) for problem in snapshot.problems), "there is no flag")
+            return Outcome(
+                OutcomeKind.UNAVAILABLE, f"which flags are dangerous is not known: {why}; disable them by name"
+            )
         dangerous = [flag_id for flag_id, flag in snapshot.definitions.items() if flag.dangerous]
         dangerous += [flag_id for flag_id, bad in snapshot.bad.items() if bad.dangerous and flag_id not in dangerous]
         if not dangerous:
@@ -247,17 +275,16 @@ class FlagAdmin:
         self._store.refuse(action, author, flag_id, why)
         return Outcome(OutcomeKind.REFUSED, why)
 
-    def _share(self, flag: FlagDefinition) -> float:
-        """The percentage of users that a flag is on for now, at most."""
+    def _lowers(self, flag: FlagDefinition, percent: float) -> bool:
+        """Whether a percentage can turn the flag on for nobody for whom it is off now."""
         override = self._store.read().overrides.get(flag.id)
-        if override is not None:
-            if override.state == "off":
-                return 0.0
-            if override.percentage is not None:
-                return override.percentage
-        if flag.percentage is not None and (override is None or override.variant is None):
-            return flag.percentage
-        return 100.0 if override is not None else 0.0
+        if override is not None and override.state == "off":
+            # also 0 % would lift the switch, for users that other rules name
+            return False
+        if override is not None and override.percentage is not None:
+            return percent <= override.percentage
+        limits = [float(rule.value) for rule in flag.rules if rule.type == "percentage" and not _is_split(rule)]
+        return percent <= min(limits, default=0.0)
 
     def _enabled_words(self, flag_id: str, flag: FlagDefinition | None) -> str:
         override = self._store.read().overrides.get(flag_id)

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import orjson
 
 from jarvis_flags.overrides import (
+    AUDIT_FILE,
     OVERRIDES_FILE,
     Override,
     OverrideError,
@@ -29,9 +30,8 @@ from jarvis_flags.overrides import (
 from jarvis_flags.source import MemorySource
 from jarvis_otel.admin.audit import GENESIS, AuditEntry, entries, line_hash
 
-__all__ = ["AUDIT_FILE", "Author", "Edit", "FileStore", "FlagStore", "MemoryStore", "SeenProcess", "StoreError"]
+__all__ = ["Author", "Edit", "FileStore", "FlagStore", "MemoryStore", "SeenProcess", "StoreError", "storable"]
 
-AUDIT_FILE = "audit.jsonl"
 LOCK_WAIT_S = 10.0
 RESERVE_BYTES = 256 * 1024
 
@@ -57,6 +57,11 @@ class Author:
     via: str
     reason: str = ""
 
+    def __post_init__(self) -> None:
+        # whatever it holds, it must never keep a flag from being turned off
+        for name in ("who", "via", "reason"):
+            object.__setattr__(self, name, storable(getattr(self, name)))
+
 
 @dataclass(frozen=True, slots=True)
 class SeenProcess:
@@ -73,6 +78,11 @@ class SeenProcess:
     service: str
     revision: int
     pins: Mapping[str, str]
+
+
+def storable(text: Any) -> str:
+    """Any text as it can stand in a file of UTF-8."""
+    return str(text).encode("utf-8", "backslashreplace").decode()
 
 
 class FlagStore(Protocol):
@@ -230,13 +240,37 @@ class FileStore:
             self._keep_reserve()
             return made
 
+    def recover(self) -> None:
+        """Brings a state that a killed process left behind its audit, or that was lost, up to the audit.
+
+        Quietly, as far as that is possible: whoever opens the flags calls it.
+        """
+        with contextlib.suppress(StoreError, OSError):
+            if not self._audit.exists() or not self._is_behind():
+                return
+            with self._locked():
+                write_file(self._overrides, self._rolled_forward(self._mend_audit()).to_bytes())
+
+    def _is_behind(self) -> bool:
+        try:
+            state = read_overrides(self._dir)
+        except OverrideError:
+            return True
+        with self._audit.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 64 * 1024))
+            newest = max((entry.revision for entry in entries(file)), default=0)
+        return newest > state.revision
+
     def refuse(self, action: str, author: Author, flag_id: str, detail: str) -> None:
         """Notes in the audit that a change was refused, as far as that is possible."""
         with contextlib.suppress(StoreError, OSError), self._locked():
             last = self._mend_audit()
             prev = line_hash(last) if last else GENESIS
-            entry = _refusal(action, author, flag_id, detail, self.read().revision, prev)
-            self._append(entry.to_line())
+            state = self._rolled_forward(last)
+            if not self._overrides.exists():
+                # an audit without state is taken for a state that was lost
+                write_file(self._overrides, state.to_bytes())
+            self._append(_refusal(action, author, flag_id, detail, state.revision, prev).to_line())
 
     def history(self) -> list[AuditEntry]:
         """The audit, oldest first."""
@@ -267,6 +301,9 @@ class FileStore:
                 continue
             if _is_alive(pid, document.get("started", "")):
                 found.append(seen)
+            else:
+                with contextlib.suppress(OSError):
+                    path.unlink()
         return found
 
     @contextlib.contextmanager

@@ -42,6 +42,8 @@ def add_change_parsers(parts: argparse._SubParsersAction[Any]) -> None:
             parser.add_argument(
                 "--for", dest="lasts", metavar="TIME", type=_duration, help="lapses by itself: 30m, 2h, 1d"
             )
+        if name == "enable":
+            parser.add_argument("--variant", metavar="V", help="the variant that everyone gets")
         if name == "rollout":
             parser.add_argument("percent", metavar="PCT", type=_percent, help="0 to 100, at most three decimals")
         parser.add_argument("--reason", metavar="TEXT", default="", help="why; goes to the audit")
@@ -92,12 +94,11 @@ def _confirmed(
 
 
 def _enable(flags: FlagSession, args: argparse.Namespace) -> int:
-    return _confirmed(
-        flags,
-        args,
-        "enable",
-        lambda author, yes: flags.admin.enable(args.flag, author, confirmed=yes, lasts=_lasts(args)),
-    )
+    def change(author: Author, yes: bool) -> Outcome:
+        variant = getattr(args, "variant", None)  # toggle has none
+        return flags.admin.enable(args.flag, author, confirmed=yes, lasts=_lasts(args), variant=variant)
+
+    return _confirmed(flags, args, "enable", change)
 
 
 def _disable(flags: FlagSession, args: argparse.Namespace) -> int:

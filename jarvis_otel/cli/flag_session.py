@@ -38,8 +38,9 @@ class FlagSession:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.source = FileSource(settings.flags)
         self.store = FileStore(settings.flags.flags_state_dir)
+        self.store.recover()
+        self.source = FileSource(settings.flags)
         self.told: list[AuditEntry] = []
         self.admin = FlagAdmin(self.source, self.store, tell=self.told.append)
 
@@ -131,7 +132,9 @@ def _announce(settings: Settings, told: list[AuditEntry]) -> None:
     from jarvis_otel.pipeline import Pipeline  # noqa: PLC0415
     from jarvis_otel.runtime import RUNTIME  # noqa: PLC0415
 
+    environment = FileSource(settings.flags).snapshot.environment
     resource = {"service.name": "jarvis-cli", "host.name": socket.gethostname()}
+    resource["deployment.environment.name"] = environment
     pipeline = Pipeline(
         settings.otlp_endpoint, resource, headers=settings.otlp_headers, timeout=settings.otlp_timeout, quiet=True
     )

@@ -63,7 +63,8 @@ def _simulate(flags: FlagSession, args: argparse.Namespace) -> int:
         proposed = _proposed(flags, args)
         users = list(_users(args.users))
     except (OSError, ValueError) as error:
-        print(f"jarvis flags simulate: {error}", file=sys.stderr)
+        words = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        print(f"jarvis flags simulate: {words}", file=sys.stderr)
         return WRONG
     now, then, moved = Counter[str](), Counter[str](), []
     for user in users:

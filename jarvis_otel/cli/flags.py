@@ -244,6 +244,10 @@ def _override_words(values: Any) -> str:
 def _audit(flags: FlagSession, args: argparse.Namespace) -> int:
     lines = flags.store.lines()
     faults = list(verify(lines))
+    if flags.snapshot.overrides.revision > max((entry.revision for entry in flags.store.history()), default=0):
+        faults.append(
+            f"the overrides are at revision {flags.snapshot.overrides.revision}, which the audit does not reach"
+        )
     if args.logs:
         faults += _missing_from(flags)
     if args.verify:

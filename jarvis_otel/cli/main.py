@@ -35,6 +35,9 @@ def main(argv: list[str] | None = None) -> int:
         0 done, 1 nothing found or the answer is no, 2 wrong usage or bad input.
     """
     arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] != ["run"]:
+        # bytes that are no UTF-8 can stand in no file of ours; a command that is run gets them as they are
+        arguments = [argument.encode("utf-8", "backslashreplace").decode() for argument in arguments]
     parser = CommandParser(
         prog="jarvis",
         description="Feature flags and structured logs in one.",

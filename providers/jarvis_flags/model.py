@@ -147,7 +147,7 @@ class FlagDefinition:
     def to_dict(self) -> dict[str, Any]:
         """The definition as the file writes it under its id, without what is at its default."""
         written = _written(self, always=("enabled",))
-        del written["id"]
+        written.pop("id", None)
         written["status"] = self.status.value
         if self.status is FlagStatus.ACTIVE:
             del written["status"]

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 __all__ = [
+    "AUDIT_FILE",
     "OVERRIDES_FILE",
     "Override",
     "OverrideError",
@@ -22,6 +23,7 @@ __all__ = [
 ]
 
 OVERRIDES_FILE = "overrides.json"
+AUDIT_FILE = "audit.jsonl"
 FORMAT = 1
 
 
@@ -124,6 +126,9 @@ def read_overrides(state_dir: Path) -> OverrideSet:
     try:
         return OverrideSet.from_bytes(path.read_bytes())
     except FileNotFoundError:
+        if (state_dir / AUDIT_FILE).exists():
+            # somebody removed it: a kill switch must not be lifted by that
+            raise OverrideError(f"{path}: is gone, but {AUDIT_FILE} beside it tells of changes") from None
         return OverrideSet()
     except NotADirectoryError:
         return OverrideSet()

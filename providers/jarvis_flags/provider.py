@@ -20,7 +20,7 @@ from openfeature.provider import AbstractProvider, Metadata
 
 from jarvis_flags.evaluate import CALLERS_DEFAULT, Evaluation, Request, targeting_key
 from jarvis_flags.settings import FlagSettings
-from jarvis_flags.snapshot import Snapshot
+from jarvis_flags.snapshot import Snapshot, changed_flags
 from jarvis_flags.source import Change, FileSource, FlagSource
 
 __all__ = ["PROVIDER_NAME", "YamlFlagProvider", "request_of"]
@@ -85,6 +85,20 @@ class YamlFlagProvider(AbstractProvider):
     def snapshot(self) -> Snapshot:
         """All flags at this moment."""
         return self._source.snapshot
+
+    def use_source(self, source: FlagSource) -> None:
+        """Takes its flags from elsewhere from now on, and tells of what that changes.
+
+        Args:
+            source: The new source; it stays its owner's to close.
+        """
+        before, told = self._source.snapshot, self._cancel is not None
+        if self._cancel is not None:
+            self._cancel()
+        self._source, self._owned = source, False
+        self._cancel = source.subscribe(self._tell) if told else None
+        if told:
+            self._tell(Change(before, source.snapshot, tuple(changed_flags(before, source.snapshot))))
 
     def get_metadata(self) -> Metadata:
         """The provider's name."""
@@ -180,6 +194,10 @@ class YamlFlagProvider(AbstractProvider):
         except Exception as error:  # evaluation never raises to the application, whatever a context holds
             return FlagResolutionDetails(default, ErrorCode.GENERAL, f"{type(error).__name__}: {error}", Reason.ERROR)
         metadata = _metadata(result, request)
+        if result.error_code is not None and convert is not _boolean:
+            return FlagResolutionDetails(
+                default, result.error_code, result.error_message, result.reason, flag_metadata=metadata
+            )
         if result.error_code is not None and result.value is False:
             return _OffResolution(
                 False, result.error_code, result.error_message, result.reason, result.variant, metadata

@@ -42,7 +42,7 @@ class SettingsSource:
     """
 
     def __init__(self, environ: Mapping[str, str] | None = None, start: Path | None = None) -> None:
-        self.environ = os.environ if environ is None else environ
+        self.environ = _readable(os.environ if environ is None else environ)
         self.problems: list[str] = []
         self.home = find_home(self.environ, start)
         named = self.environ.get("JARVIS_CONFIG")
@@ -222,6 +222,11 @@ class FlagSettings:
     def load(cls, environ: Mapping[str, str] | None = None) -> FlagSettings:
         """Reads the flag settings from the environment and config/jarvis.yaml."""
         return cls.from_source(SettingsSource(environ))
+
+
+def _readable(environ: Mapping[str, str]) -> Mapping[str, str]:
+    """The environment, in which bytes that are no UTF-8 are escapes, which can stand in messages and files."""
+    return {name: value.encode("utf-8", "backslashreplace").decode() for name, value in environ.items()}
 
 
 def _resource_environment(environ: Mapping[str, str]) -> str | None:

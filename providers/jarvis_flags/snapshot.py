@@ -82,7 +82,7 @@ class Snapshot:
         loaded_at: Unix seconds.
         clock: Unix seconds, for schedules and lapsing overrides.
         held: What flags with `requires_restart` gave when the process started.
-        warned: Ids of flags that the process was warned of; handed from snapshot to snapshot.
+        warned: What the process was warned of, by flag; handed from snapshot to snapshot.
     """
 
     definitions: Mapping[str, FlagDefinition]
@@ -100,7 +100,7 @@ class Snapshot:
     loaded_at: float = 0.0
     clock: Callable[[], float] = time.time
     held: Mapping[str, Flag] = field(default_factory=dict)
-    warned: set[str] = field(default_factory=set)
+    warned: set[tuple[str, str]] = field(default_factory=set)
     _compiled: dict[str, Flag] = field(default_factory=dict)
 
     def flag(self, flag_id: str) -> Flag | None:
@@ -179,8 +179,8 @@ class Snapshot:
 
     def _warn(self, definition: FlagDefinition, what: str) -> None:
         """Warns of a flag that is in use, once a process."""
-        if definition.id not in self.warned:
-            self.warned.add(definition.id)
+        if (definition.id, what) not in self.warned:
+            self.warned.add((definition.id, what))
             _logger.warning(
                 "flag %s %s%s", definition.id, what, f" (owner: {definition.owner})" if definition.owner else ""
             )
@@ -278,4 +278,7 @@ def changed_flags(old: Snapshot, new: Snapshot) -> list[str]:
             changed.add(flag_id)
     if (old.overrides_broken is None) != (new.overrides_broken is None):
         changed.update(flag_id for flag_id, definition in new.definitions.items() if definition.dangerous)
+    dependants = {flag_id: flag.requires for flag_id, flag in new.definitions.items() if flag.requires}
+    while more := {flag_id for flag_id, requires in dependants.items() if not changed.isdisjoint(requires)} - changed:
+        changed |= more
     return sorted(changed)

@@ -292,15 +292,16 @@ class FileSource:
                 overrides = previous.overrides
         flags = self._parsed
         if broken_file and not self._parsed_hash:
-            # at the start there is no file to go by: what was good last, but nothing dangerous
-            self._last_good = self._read_last_good()
-            flags = FlagSet({}, {flag_id: bool(raw.get("dangerous")) for flag_id, raw in self._last_good.items()}, {})
+            flags = self._last_known()
         if flags.bad and not self._last_good:
             self._last_good = self._read_last_good()
         last_good = self._definitions(self._last_good, set(flags.bad))
         environment = settings.environment or settings.resource_environment or flags.environment or "prod"
         version = _version(
-            self._parsed_hash.encode(), overrides.to_bytes(), orjson.dumps(dict(settings.pins)), environment.encode()
+            self._parsed_hash.encode(),
+            overrides.to_bytes(),
+            repr(sorted(settings.pins.items())).encode(),
+            environment.encode("utf-8", "backslashreplace"),
         )
         return build_snapshot(
             FlagSet(flags.flags, flags.bad, flags.segments, flags.environment, (*flags.problems, *problems)),
@@ -361,7 +362,8 @@ class FileSource:
                 off_only = environment == "prod" and not settings.allow_local
                 tree, notes = merge_local(tree, local_tree, local_shown, off_only=off_only)
         if not isinstance(tree, dict):
-            problems.append(Problem(shown, 0, "", f"got {type(tree).__name__}, want a mapping with `flags`"))
+            got = "a list" if isinstance(tree, list) else "one value"
+            problems.append(Problem(shown, 0, "", f"got {got}, want a mapping with `flags`"))
             return None
         parsed = parse_flags(tree, shown)
         self._reading = reading_of(content, tree, parsed) if local is None else None
@@ -379,14 +381,29 @@ class FileSource:
     def _last_good_file(self) -> Path:
         return self.settings.flags_state_dir / LAST_GOOD_FILE
 
+    def _last_known(self) -> FlagSet:
+        """At a start there is no file to go by: what was good last, but nothing dangerous.
+
+        A process that was running before goes on with its dangerous flags as they were: the file changed nothing.
+        """
+        known = parse_flags(self._read_stored(), self._shown(self._last_good_file()))
+        safe = {flag_id: flag for flag_id, flag in known.flags.items() if not flag.dangerous}
+        bad = {**known.bad, **dict.fromkeys(known.flags.keys() - safe.keys(), True)}
+        return FlagSet(safe, bad, known.segments, known.environment)
+
     def _read_last_good(self) -> dict[str, Any]:
         """Last good definitions by id, as another process or an earlier one left them for this flag file."""
+        flags = self._read_stored().get("flags")
+        return flags if isinstance(flags, dict) else {}
+
+    def _read_stored(self) -> dict[str, Any]:
+        """The last good flags, segments and environment as a flag file says them."""
         try:
             document = orjson.loads(self._last_good_file().read_bytes())
-            flags = document["flags"] if document["file"] == str(self.settings.flags_file) else {}
+            stored = document["document"] if document["file"] == str(self.settings.flags_file) else {}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
-        return flags if isinstance(flags, dict) else {}
+        return stored if isinstance(stored, dict) else {}
 
     def _save_last_good(self, snapshot: Snapshot) -> None:
         """Remembers the definitions that are good now, in memory and for other processes."""
@@ -402,7 +419,12 @@ class FileSource:
         good = {flag_id: values for flag_id, (_, values) in written.items()}
         good.update({flag_id: self._last_good[flag_id] for flag_id in snapshot.bad if flag_id in self._last_good})
         self._last_good = good
-        content = orjson.dumps({"file": str(self.settings.flags_file), "flags": good}, option=orjson.OPT_SORT_KEYS)
+        document: dict[str, Any] = {"flags": good}
+        if self._parsed.segments:
+            document["segments"] = {name: segment.source for name, segment in self._parsed.segments.items()}
+        if self._parsed.environment is not None:
+            document["environment"] = self._parsed.environment
+        content = orjson.dumps({"file": str(self.settings.flags_file), "document": document})
         if content == self._saved_good:
             return
         self._saved_good = content
@@ -430,7 +452,7 @@ class FileSource:
             "started": _process_start(os.getpid()),
             "at": datetime.now(UTC).isoformat(),
         }
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, TypeError):
             make_directory(self._seen_file().parent)
             write_file(self._seen_file(), orjson.dumps(document), durable=False)
 

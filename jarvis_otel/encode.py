@@ -298,9 +298,10 @@ def otlp_record(record: Record, process_service: str | None = None) -> bytes:
         process_service: `service.name` of the resource; a record of another service names its own.
     """
     try:
-        data = _otlp_text(record, process_service).encode()
-        if len(data) <= RECORD_MAX:
-            return data
+        if len(record.keywords) <= ITEMS_MAX:
+            data = _otlp_text(record, process_service).encode()
+            if len(data) <= RECORD_MAX:
+                return data
     except Exception:  # text that is no Unicode, keys that are no text: cleaned below, off the fast path
         pass
     return _otlp_text(_cleaned(record), process_service).encode()

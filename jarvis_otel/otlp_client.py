@@ -86,7 +86,8 @@ class OtlpClient:
             self.close()
         reason = f"HTTP {response.status} {response.reason}".rstrip()
         if 200 <= response.status < 300:
-            return Answer(response.status, reason, rejected=_rejected(content))
+            rejected, why = _rejected(content)
+            return Answer(response.status, why or reason, rejected=rejected)
         return Answer(response.status, reason, _retry_after(response.getheader("retry-after")))
 
     def close(self) -> None:
@@ -103,12 +104,13 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _rejected(content: bytes) -> int:
-    """The count of rejected records in an ExportLogsServiceResponse; an answer that is none counts as all well."""
+def _rejected(content: bytes) -> tuple[int, str]:
+    """How many records an ExportLogsServiceResponse rejects, and why; an answer that is none counts as all well."""
     try:
-        return max(0, int(orjson.loads(content)["partialSuccess"]["rejectedLogRecords"]))
+        partial = orjson.loads(content)["partialSuccess"]
+        return max(0, int(partial["rejectedLogRecords"])), str(partial.get("errorMessage", ""))[:200]
     except (ValueError, TypeError, KeyError):
-        return 0
+        return 0, ""
 
 
 def _retry_after(value: str | None) -> float | None:

@@ -848,3 +848,10 @@ def test_a_pipeline_that_is_gone_does_not_matter():
         get_logger("late").info("x")
     finally:
         RUNTIME.pipeline = None
+
+
+def test_a_record_with_more_keywords_than_a_collector_takes_is_cut_and_not_lost(setup, sink):
+    get_logger("many").info("m", **{f"k{number}": number for number in range(5_000)})
+    (record,) = shipped(setup, sink)
+    assert record["body"]["stringValue"] == "m"
+    assert 900 < len(record["attributes"]) < 1_100

@@ -12,8 +12,9 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n auto -m "not real"
 
+# 5 is pytest's word for: there is none of these tests yet
 test-real: $(STAMP)
-	$(BIN)/python -m pytest -q -m real
+	$(BIN)/python -m pytest -q -m real || test $$? -eq 5
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -30,8 +30,6 @@ __all__ = [
 FLAGS_MAX = 64
 """So many flags does an operation remember, and a record list."""
 
-_ID_FIELDS = ("correlation_id", "user_id", "request_id", "session_id")
-
 
 class Operation:
     """One unit of work: the innermost `logger.context` or server span.

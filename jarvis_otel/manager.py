@@ -143,8 +143,6 @@ class FeatureFlagManager:
             return self._admin
 
     def _open(self) -> FlagSource:
-        from jarvis_otel.admin.store import FileStore  # noqa: PLC0415 - not before there are flags to open
-
         with self._opening:
             if self._source is None:
                 if self._in_memory:
@@ -153,6 +151,8 @@ class FeatureFlagManager:
                     settings = self._settings or FlagSettings.load()
                     if self._path is not None:
                         settings = replace(settings, flags_file=Path(self._path).absolute(), flags_file_named=True)
+                    from jarvis_otel.admin.store import FileStore  # noqa: PLC0415 - not before there are flags to open
+
                     FileStore(settings.flags_state_dir).recover()
                     self._source = FileSource(settings, watch=True, service=self._service or settings.service)
                 self._source.subscribe(self._tell)

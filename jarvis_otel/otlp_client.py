@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import http.client
-import ipaddress
 import ssl
 import time
 from collections.abc import Mapping
@@ -13,6 +12,8 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import orjson
+
+from jarvis_collector.config import is_loopback
 
 __all__ = ["Answer", "OtlpClient"]
 
@@ -47,7 +48,7 @@ class OtlpClient:
         self._timeout = timeout
         self._headers = {"user-agent": "jarvis-otel", **headers, "content-type": "application/json"}
         # On this machine compressing costs more than it saves.
-        self._compress = not _is_loopback(self._host)
+        self._compress = not is_loopback(self._host)
         if self._compress:
             self._headers["content-encoding"] = "gzip"
         self._connection: http.client.HTTPConnection | None = None
@@ -95,13 +96,6 @@ class OtlpClient:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _rejected(content: bytes) -> tuple[int, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 from collections.abc import Iterator, Mapping
 from urllib.parse import quote, unquote, urlsplit
 
@@ -11,6 +10,7 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from jarvis_collector.config import is_loopback
 from jarvis_otel.context import LogContext, current_operation
 from jarvis_otel.runtime import RUNTIME
 
@@ -49,12 +49,7 @@ def _may_have_baggage(url: str) -> bool:
         return False
     if not host:
         return False
-    if host == "localhost" or (RUNTIME.settings is not None and host in RUNTIME.settings.baggage_hosts):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return is_loopback(host) or (RUNTIME.settings is not None and host in RUNTIME.settings.baggage_hosts)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from jarvis_otel import FeatureFlagManager
 from jarvis_otel.admin.audit import verify
 from jarvis_otel.admin.service import FlagAdmin, OutcomeKind
 from jarvis_otel.admin.store import Author, FileStore
+from tests.commands import jarvis
 
 ME = Author("ann", "cli", "because")
 
@@ -41,17 +42,6 @@ def state(own_project):
 def admin(flag_file, state):
     flag_file(FLAGS)
     return FlagAdmin(FileSource(FlagSettings.load()), FileStore(state), seen_wait=0)
-
-
-def jarvis(*arguments, **environ):
-    return subprocess.run(
-        [sys.executable, "-m", "jarvis_otel.cli.main", "flags", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "OTEL_LOGS_EXPORTER": "none", **environ},
-        check=False,
-    )
 
 
 def test_a_change_is_audited_with_who_when_why_and_the_hash_of_the_entry_before(admin, state):

@@ -9,6 +9,7 @@ import pytest
 
 from jarvis_flags.model import FlagDefinition, RolloutRule
 from jarvis_otel import FeatureFlagManager
+from tests.commands import jarvis
 
 FLAGS = """\
 # the team's flags
@@ -20,17 +21,6 @@ flags:
   OLD: {enabled: true, created_at: 2020-01-01, owner: ann}
   GONE: {expires_at: 2020-01-01}
 """
-
-
-def jarvis(*arguments, **environ):
-    return subprocess.run(
-        [sys.executable, "-m", "jarvis_otel.cli.main", "flags", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "OTEL_LOGS_EXPORTER": "none", **environ},
-        check=False,
-    )
 
 
 def test_simulate_says_who_gets_what_now_and_who_would_move(flag_file):
@@ -45,11 +35,14 @@ def test_simulate_says_who_gets_what_now_and_who_would_move(flag_file):
 
 def test_simulate_takes_users_from_a_file_and_another_flag_file(flag_file, own_project):
     flag_file(FLAGS)
+    jarvis("list")
+    last_good = (own_project / "var" / "flags" / "last_good.json").read_bytes()
     (own_project / "users.txt").write_text("ann\nbob\n\n")
     flag_file(FLAGS.replace("value: 25", "value: 100"), "other.yaml")
     answer = jarvis("simulate", "QUARTER", "--users", "users.txt", "--file", "config/other.yaml")
     assert "2 of 2 users move" in answer.stdout or "1 of 2 users move" in answer.stdout
     assert "100.0 %" in answer.stdout
+    assert (own_project / "var" / "flags" / "last_good.json").read_bytes() == last_good, "asking changes nothing"
 
 
 @pytest.mark.parametrize(

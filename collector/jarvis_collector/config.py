@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["CollectorConfig", "CollectorError"]
+__all__ = ["CollectorConfig", "CollectorError", "is_loopback"]
 
 _MIB = 1024 * 1024
 
@@ -45,3 +46,13 @@ class CollectorConfig:
 
 class CollectorError(Exception):
     """Why a collector cannot start, in one line for the person who started it."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, as a name or an address without brackets, can only be this machine."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

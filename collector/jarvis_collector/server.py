@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
-import ipaddress
 import signal
 import sys
 import time
@@ -20,7 +19,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
-from jarvis_collector.config import CollectorConfig, CollectorError
+from jarvis_collector.config import CollectorConfig, CollectorError, is_loopback
 from jarvis_collector.http import HttpServer, Request, Response
 from jarvis_collector.otlp import BadRequestError, Encoding, Lines, Signal, read
 from jarvis_collector.writer import Write, Writer, locked
@@ -52,7 +51,7 @@ def run(config: CollectorConfig, *, ready: Callable[[int], None] | None = None) 
     Raises:
         CollectorError: It cannot start.
     """
-    if not _is_loopback(config.host):
+    if not is_loopback(config.host):
         raise CollectorError(
             f"host: got {config.host!r}, want a loopback address such as 127.0.0.1: "
             "a collector that others can reach would need to know them, which it does not yet"
@@ -284,16 +283,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _is_loopback(host: str) -> bool:
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _is_local_name(host: str) -> bool:
     """Whether a Host header names this machine from within: any loopback address or localhost, with any port."""
     name = host.partition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
-    return _is_loopback(name.strip())
+    return is_loopback(name.strip())

@@ -5,7 +5,6 @@ Off is never delayed or refused: confirmation and refusal apply only to what can
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from enum import StrEnum
 
 from jarvis_flags.buckets import threshold
 from jarvis_flags.evaluate import read_pin
+from jarvis_flags.hints import did_you_mean
 from jarvis_flags.model import FlagDefinition, RolloutRule
 from jarvis_flags.overrides import Override, OverrideSet
 from jarvis_flags.parse import pin_name
@@ -243,8 +243,8 @@ class FlagAdmin:
 
     def _not_found(self, action: str, flag_id: str, author: Author) -> Outcome:
         snapshot = self._source.snapshot
-        near = difflib.get_close_matches(flag_id, [*snapshot.definitions, *snapshot.bad], n=1)
-        message = f"no flag {flag_id!r}{f'; did you mean {near[0]}?' if near else '; jarvis flags list shows them'}"
+        hint = did_you_mean(flag_id, [*snapshot.definitions, *snapshot.bad], "; jarvis flags list shows them")
+        message = f"no flag {flag_id!r}{hint}"
         self._store.refuse(action, author, flag_id, message)
         return Outcome(OutcomeKind.NOT_FOUND, message)
 

@@ -27,7 +27,7 @@ from jarvis_flags.overrides import (
     read_overrides,
     write_file,
 )
-from jarvis_flags.source import MemorySource
+from jarvis_flags.source import MemorySource, process_start
 from jarvis_otel.admin.audit import GENESIS, AuditEntry, entries, line_hash
 
 __all__ = ["Author", "Edit", "FileStore", "FlagStore", "MemoryStore", "SeenProcess", "StoreError", "storable"]
@@ -436,7 +436,5 @@ def _is_alive(pid: int, started: str) -> bool:
         return False
     except OSError:
         pass  # it lives, but belongs to someone else
-    if started:
-        with contextlib.suppress(OSError, IndexError):
-            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19] == started
-    return True
+    now = process_start(pid)
+    return not started or not now or now == started

@@ -120,26 +120,26 @@ def _run(run: Run, args: argparse.Namespace, *, needs_flags: bool) -> int:
         return WRONG
     if flags.told:
         sys.stdout.flush()
-        _announce(settings, flags.told)
+        _announce(flags)
     return status
 
 
-def _announce(settings: Settings, told: list[AuditEntry]) -> None:
+def _announce(flags: FlagSession) -> None:
     """Sends the log records of changes to the collector, if there is one; the audit has them in any case."""
+    settings = flags.settings
     if not settings.logs_exporter or settings.sdk_disabled:
         return
     from jarvis_otel.manager import announce  # noqa: PLC0415 - only where something changed
     from jarvis_otel.pipeline import Pipeline  # noqa: PLC0415
     from jarvis_otel.runtime import RUNTIME  # noqa: PLC0415
 
-    environment = FileSource(settings.flags).snapshot.environment
     resource = {"service.name": "jarvis-cli", "host.name": socket.gethostname()}
-    resource["deployment.environment.name"] = environment
+    resource["deployment.environment.name"] = flags.snapshot.environment
     pipeline = Pipeline(
         settings.otlp_endpoint, resource, headers=settings.otlp_headers, timeout=settings.otlp_timeout, quiet=True
     )
     RUNTIME.pipeline = pipeline
-    for entry in told:
+    for entry in flags.told:
         announce(entry)
     pipeline.shutdown(1.0)
 

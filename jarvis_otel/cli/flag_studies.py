@@ -17,9 +17,10 @@ from jarvis_flags.buckets import threshold
 from jarvis_flags.evaluate import result_name
 from jarvis_flags.model import EvaluationContext, FlagDefinition
 from jarvis_flags.overrides import Override, OverrideSet
+from jarvis_flags.parse import parse_flags
 from jarvis_flags.schedule import parse_moment
-from jarvis_flags.snapshot import Snapshot
-from jarvis_flags.source import FileSource
+from jarvis_flags.snapshot import Snapshot, build_snapshot
+from jarvis_flags.tree import load_tree
 from jarvis_otel.cli.flag_session import DONE, NO, WRONG, FlagSession, add_command, print_json
 from jarvis_otel.terminal import printable, table
 
@@ -97,8 +98,14 @@ def _proposed(flags: FlagSession, args: argparse.Namespace) -> Snapshot | None:
     if args.file is not None:
         if not args.file.is_file():
             raise ValueError(f"--file: {args.file}: there is no such file")
-        settings = replace(flags.settings.flags, flags_file=args.file.absolute())
-        return FileSource(replace(settings, state_dir=flags.settings.flags.state_dir)).snapshot
+        # parsed here and not by a FileSource, which would remember it as the last good state of the flags
+        return build_snapshot(
+            parse_flags(load_tree(args.file.read_bytes()), str(args.file)),
+            overrides=snapshot.overrides,
+            pins=snapshot.pins,
+            environment=snapshot.environment,
+            flag_set_id=args.file.name,
+        )
     if args.rollout is not None:
         threshold(args.rollout)
         override = Override("on", percentage=args.rollout)

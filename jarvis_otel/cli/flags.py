@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from pathlib import Path
 from typing import Any
 
 from jarvis_flags.evaluate import CALLERS_DEFAULT, Evaluation
+from jarvis_flags.hints import did_you_mean
 from jarvis_flags.model import EvaluationContext
 from jarvis_flags.parse import pin_name
 from jarvis_flags.tree import plain
@@ -140,8 +140,7 @@ def _missing(flags: FlagSession, flag_id: str) -> bool:
     snapshot = flags.snapshot
     if flag_id in snapshot.definitions or flag_id in snapshot.bad:
         return False
-    near = difflib.get_close_matches(flag_id, [*snapshot.definitions, *snapshot.bad], n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = did_you_mean(flag_id, [*snapshot.definitions, *snapshot.bad])
     print(f"jarvis: no flag {flag_id!r} in {flags.settings.flags.flags_file}{hint}", file=sys.stderr)
     return True
 

@@ -47,7 +47,6 @@ Predicate = Callable[[Any], bool]
 OWN_NAMES = frozenset({"user_id", "targetingKey", "environment", "request_id"})
 """Attributes that a context has of itself; an attribute of the application's by the same name wins."""
 
-_MISSING = object()
 _Test = Callable[[Any], bool]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,7 @@ from typing import Any
 
 from jarvis_flags.buckets import FLAGD_HASHES, threshold
 from jarvis_flags.conditions import OPERATORS, ConditionError, Predicate, all_of, any_of, compile_condition
+from jarvis_flags.hints import did_you_mean
 from jarvis_flags.jsonlogic import WEIGHT_MAX, Frame, Logic, LogicError, compile_logic, truthy
 from jarvis_flags.model import FlagDefinition, FlagStatus, RolloutRule
 from jarvis_flags.schedule import ScheduleError, parse_moment, parse_schedule
@@ -163,10 +163,7 @@ class _Place:
     def known(self, keys: tuple[str, ...]) -> None:
         for key in self.value:
             if key not in keys:
-                near = difflib.get_close_matches(key, keys, n=1)
-                self.at(key).wrong(
-                    f"unknown field; {f'did you mean {near[0]}?' if near else 'want one of ' + ', '.join(keys)}"
-                )
+                self.at(key).wrong("unknown field" + did_you_mean(key, keys, "; want one of " + ", ".join(keys)))
 
     def text(self, default: str = "") -> str:
         value = self.value
@@ -190,8 +187,7 @@ class _Place:
     def choice(self, allowed: tuple[str, ...]) -> str | None:
         if self.value in allowed:
             return str(self.value)
-        near = difflib.get_close_matches(str(self.value), allowed, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(self.value, allowed)
         self.wrong(f"got {_shown(self.value)}, want one of {', '.join(allowed)}{hint}")
         return None
 
@@ -272,8 +268,7 @@ def parse_flags(tree: Any, file: str) -> FlagSet:
     for flag_id, flag in flags.items():
         for other in flag.requires:
             if other not in flags and other not in bad:
-                near = difflib.get_close_matches(other, [*flags, *bad], n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
+                hint = did_you_mean(other, [*flags, *bad])
                 # no reason to refuse the flag: a prerequisite that is not there is off, and so is what requires it
                 places[flag_id].at("requires").wrong(f"unknown flag {other!r}, so {flag_id} is off{hint}")
     for first, second in _collisions([*flags, *bad]):
@@ -606,8 +601,7 @@ def _segment(
     if place.value in bad:
         place.wrong(f"the segment {place.value!r} cannot be used: see its own errors")
         return None
-    near = difflib.get_close_matches(place.value, [*segments, *bad], n=1)
-    hint = f"; did you mean {near[0]}?" if near else "; define it under `segments:`"
+    hint = did_you_mean(place.value, [*segments, *bad], "; define it under `segments:`")
     place.wrong(f"unknown segment {_shown(place.value)}{hint}")
     return None
 

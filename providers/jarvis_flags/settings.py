@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import unquote
 
+from jarvis_flags.hints import did_you_mean
 from jarvis_flags.tree import TreeError, load_tree
 
 __all__ = ["FLAG_KEYS", "FlagSettings", "SettingsSource", "find_home"]
@@ -75,9 +75,7 @@ class SettingsSource:
         known = set(known)
         for key in self._values:
             if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                self.problems.append(f"{self.file}: {key}: unknown setting{hint}")
+                self.problems.append(f"{self.file}: {key}: unknown setting{did_you_mean(key, known)}")
 
     def raw(self, key: str) -> tuple[Any, str] | None:
         """The value of a setting and where it was found, or None; an empty variable counts as unset."""

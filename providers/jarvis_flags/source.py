@@ -36,7 +36,7 @@ from jarvis_flags.snapshot import Snapshot, build_snapshot, changed_flags
 from jarvis_flags.tree import BYTES_MAX, TreeError, load_tree, plain
 from jarvis_flags.watch import Watcher
 
-__all__ = ["Change", "FileSource", "FlagSource", "MemorySource", "Subscriber"]
+__all__ = ["Change", "FileSource", "FlagSource", "MemorySource", "Subscriber", "process_start"]
 
 LAST_GOOD_FILE = "last_good.json"
 
@@ -449,7 +449,7 @@ class FileSource:
             "revision": snapshot.overrides.revision,
             "version": snapshot.version,
             "pins": {flag_id: snapshot.pins[pin_name(flag_id)] for flag_id in pinned},
-            "started": _process_start(os.getpid()),
+            "started": process_start(os.getpid()),
             "at": datetime.now(UTC).isoformat(),
         }
         with contextlib.suppress(OSError, TypeError):
@@ -501,7 +501,7 @@ def _version(*parts: bytes) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
 
 
-def _process_start(pid: int) -> str:
+def process_start(pid: int) -> str:
     """When a process started, in the kernel's ticks: a pid alone may mean another process by now."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]

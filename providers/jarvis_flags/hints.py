@@ -1,0 +1,20 @@
+"""The cure for a misspelling."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["did_you_mean"]
+
+
+def did_you_mean(word: object, known: Iterable[str], otherwise: str = "") -> str:
+    """The end of a message about an unknown name: the nearest known one.
+
+    Args:
+        word: The name that is not known.
+        known: Those that are.
+        otherwise: What the message ends with where none is near.
+    """
+    near = difflib.get_close_matches(str(word), list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else otherwise

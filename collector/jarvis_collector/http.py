@@ -129,6 +129,11 @@ class HttpServer:
         assert self._server
         assert self._sweeper
         self.draining = True
+        # asyncio loses a connection that is accepted, but not made yet, when its server closes: these are made first.
+        for listener in self._server.sockets:
+            asyncio.get_running_loop().remove_reader(listener.fileno())
+        for _ in range(2):
+            await asyncio.sleep(0)
         self._server.close()
         for connection in list(self.connections):
             connection.close_if_idle()

@@ -23,11 +23,13 @@ from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 __all__ = ["OwnProcess", "Row", "Side", "compare", "cpu_of_process", "main", "markdown", "per_call", "started"]
 
 Side = Callable[[], float]
+
+_T = TypeVar("_T")
 
 MICRO = 1e6
 
@@ -46,6 +48,7 @@ class Row:
         lowest, highest: The spread of that ratio.
         target: What the ratio must not exceed; None where there is no target.
         how: What was measured, and what each side leaves behind.
+        limit: What our own figure must not exceed; None where there is no such bound.
     """
 
     what: str
@@ -58,6 +61,7 @@ class Row:
     highest: float
     target: float | None
     how: str
+    limit: float | None = None
 
 
 def compare(
@@ -118,26 +122,26 @@ def per_call(
     return lambda: timer.timeit(calls) / calls * MICRO
 
 
-class OwnProcess:
+class OwnProcess(Generic[_T]):
     """A side in a fresh interpreter of its own, for work that changes the process it runs in.
 
     Args:
-        make: A function at the top of a module that sets up and returns the side; it runs in the new process.
+        make: A function at the top of a module that sets up and returns the side; it runs in the new process. A side
+            for `compare` returns a float, others take and return whatever can be pickled.
         args: What it is given.
     """
 
-    def __init__(self, make: Callable[..., Side], *args: Any) -> None:
+    def __init__(self, make: Callable[..., Callable[..., _T]], *args: Any) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, make, args))
         self._process.start()
         theirs.close()
 
-    def __call__(self) -> float:
-        self._connection.send(None)
-        cost = self._connection.recv()
-        assert isinstance(cost, float)
-        return cost
+    def __call__(self, *args: Any) -> _T:
+        self._connection.send(args)
+        measured: _T = self._connection.recv()
+        return measured
 
     def __enter__(self) -> Self:
         return self
@@ -149,14 +153,14 @@ class OwnProcess:
         self._process.join()
 
 
-def _serve(connection: Connection, make: Callable[..., Side], args: tuple[Any, ...]) -> None:
+def _serve(connection: Connection, make: Callable[..., Callable[..., Any]], args: tuple[Any, ...]) -> None:
     side = make(*args)
     while True:
         try:
-            connection.recv()
+            given = connection.recv()
         except EOFError:
             return
-        connection.send(side())
+        connection.send(side(*given))
 
 
 @contextmanager
@@ -209,9 +213,18 @@ def markdown(rows: list[Row]) -> str:
             f"{row.ours:,.2f} {row.unit}",
             f"{row.peer:,.2f} {row.unit}: {row.peer_name}",
             f"{row.ratio:.2f}x ({row.lowest:.2f} to {row.highest:.2f})",
-            "none" if row.target is None else f"≤ {row.target:.2f}x {'met' if row.ratio <= row.target else 'missed'}",
+            _target(row),
             row.how,
         ]
         for row in rows
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def _target(row: Row) -> str:
+    wanted = []
+    if row.target is not None:
+        wanted.append(f"≤ {row.target:.2f}x {'met' if row.ratio <= row.target else 'missed'}")
+    if row.limit is not None:
+        wanted.append(f"≤ {row.limit:,g} {row.unit} {'met' if row.ours <= row.limit else 'missed'}")
+    return ", ".join(wanted) or "none"

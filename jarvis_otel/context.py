@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import threading
+import itertools
+import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ParamSpec, Self, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from opentelemetry import context as otel_context
@@ -22,13 +22,24 @@ __all__ = [
     "LogContext",
     "Operation",
     "OperationSpanProcessor",
+    "Scope",
     "carry_into_threads",
     "current_operation",
+    "end_span",
     "note_evaluation",
+    "received_correlation",
+    "start_span",
+    "text_of",
+    "with_received_correlation",
 ]
 
 FLAGS_MAX = 64
 """So many flags does an operation remember, and a record list."""
+
+_CORRELATION = "jarvis.correlation_id"
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class Operation:
@@ -42,11 +53,42 @@ class Operation:
         fields: Further keywords that its records carry in their `context`.
         declared: Ids of flags that its records list even where they were not evaluated.
         evaluated: What was evaluated: variant, and whether that counts as on, by flag id.
+        version: 0 at first, and another number after each change: what was derived at one version holds while it
+            stays.
+        shared: What a logger derived at a version, its own affair; None at first.
     """
 
-    __slots__ = ("correlation_id", "declared", "evaluated", "fields", "request_id", "service", "session_id", "user_id")
+    __slots__ = (
+        "_around",
+        "_gone",
+        "_serves",
+        "_versions",
+        "_within",
+        "correlation_id",
+        "declared",
+        "evaluated",
+        "fields",
+        "request_id",
+        "service",
+        "session_id",
+        "shared",
+        "user_id",
+        "version",
+    )
 
     def __init__(self, outer: Operation | None = None) -> None:
+        self.version = 0
+        self.shared: Any = None
+        # a counter gives two threads that note at once two numbers, where += might give both the same
+        self._versions = itertools.count(1)
+        # a server span opened in it has an operation of its own, which knows in which one it is
+        self._serves = False
+        self._within: Operation | None = None
+        self._gone = False
+        self._around: Operation | None = None
+        self._begin(outer)
+
+    def _begin(self, outer: Operation | None) -> None:
         self.service: str | None = outer.service if outer else None
         self.correlation_id: str | None = outer.correlation_id if outer else None
         self.user_id: str | None = outer.user_id if outer else None
@@ -59,8 +101,24 @@ class Operation:
     def note(self, flag_id: str, variant: str, on: bool) -> None:
         """Remembers what a flag gave, up to FLAGS_MAX flags; the last value of a flag wins."""
         evaluated = self.evaluated
-        if flag_id in evaluated or len(evaluated) < FLAGS_MAX:
-            evaluated[flag_id] = (variant, on)
+        known = evaluated.get(flag_id)
+        given = (variant, on)
+        if known != given and (known is not None or len(evaluated) < FLAGS_MAX):
+            evaluated[flag_id] = given
+            self.version = next(self._versions)
+
+    def forget(self, outer: Operation | None) -> None:
+        """Makes it say no more than the operation around it: for one that was left where it could not be taken down."""
+        self._begin(outer)
+        self._gone, self._around = True, outer
+        self.version = next(self._versions)
+
+    def standing(self) -> Operation | None:
+        """Itself, or in place of one that was told to forget, the one around it."""
+        operation: Operation | None = self
+        while operation is not None and operation._gone:  # noqa: SLF001
+            operation = operation._around  # noqa: SLF001
+        return operation
 
 
 _current: contextvars.ContextVar[Operation | None] = contextvars.ContextVar("jarvis_operation", default=None)
@@ -76,8 +134,12 @@ def current_operation(span: trace.Span | None = None) -> Operation | None:
         span: The current span, for a caller that has it already.
     """
     operation = _current.get()
-    if operation is None and _by_span:
-        operation = _by_span.get(trace.get_current_span() if span is None else span)
+    if operation is None:
+        return _by_span.get(trace.get_current_span() if span is None else span) if _by_span else None
+    if operation._serves:  # noqa: SLF001
+        inner = _by_span.get(trace.get_current_span() if span is None else span)
+        if inner is not None and inner._within is operation:  # noqa: SLF001
+            return inner
     return operation
 
 
@@ -88,61 +150,59 @@ def note_evaluation(flag_id: str, variant: str, *, on: bool) -> None:
         operation.note(flag_id, variant, on)
 
 
-def carry_into_threads() -> Callable[[], None]:
-    """Has threads, and work given to thread pools, begin in the operation and span of who started them.
+def with_received_correlation(context: Context, correlation_id: str) -> Context:
+    """An OpenTelemetry context in which a server span begins an operation of this correlation id.
 
-    Only these two are carried, not the application's own context variables. Returns what undoes it.
+    Args:
+        context: What else was received.
+        correlation_id: What the caller calls the operation.
     """
-    start, submit = threading.Thread.start, ThreadPoolExecutor.submit
-    here = threading.local()
+    return otel_context.set_value(_CORRELATION, correlation_id, context)
 
-    def start_in_operation(thread: threading.Thread) -> None:
-        # our own threads, and those of a pool, outlive the operation in which they happen to start
-        outlives = thread.name.startswith("jarvis-") or getattr(here, "submitting", False)
-        carried = None if outlives else _carried()
-        if carried is not None:
-            run = thread.run
-            thread.run = lambda: carried(run)  # type: ignore[method-assign]
-        start(thread)
 
-    def submit_in_operation(pool: ThreadPoolExecutor, work: Any, /, *args: Any, **kwargs: Any) -> Any:
-        carried = _carried()
-        if carried is None:
-            return submit(pool, work, *args, **kwargs)
-        here.submitting = True
+def received_correlation(context: Context | None = None) -> str | None:
+    """The correlation id that a caller sent, as `with_received_correlation` keeps it; None where none came.
+
+    Args:
+        context: An OpenTelemetry context; the current one if None.
+    """
+    return cast("str | None", otel_context.get_value(_CORRELATION, context))
+
+
+class Scope:
+    """Has an operation and an OpenTelemetry context be the current ones, for one `with`.
+
+    Args:
+        operation: The operation, or None for none.
+        context: The OpenTelemetry context, which holds the current span.
+    """
+
+    __slots__ = ("_tokens", "context", "operation")
+
+    def __init__(self, operation: Operation | None, context: Context) -> None:
+        self.operation = operation
+        self.context = context
+
+    @classmethod
+    def current(cls) -> Scope:
+        """The operation and the OpenTelemetry context of now."""
+        return cls(_current.get(), otel_context.get_current())
+
+    @staticmethod
+    def exists() -> bool:
+        """Whether there is an operation now, or anything that OpenTelemetry knows."""
+        return _current.get() is not None or bool(otel_context.get_current())
+
+    def __enter__(self) -> None:
+        self._tokens = _current.set(self.operation), otel_context.attach(self.context)
+
+    def __exit__(self, *_: object) -> None:
+        ours, theirs = self._tokens
         try:
-            return submit(pool, lambda: carried(lambda: work(*args, **kwargs)))
-        finally:
-            here.submitting = False
-
-    threading.Thread.start = start_in_operation  # type: ignore[assignment, method-assign]
-    ThreadPoolExecutor.submit = submit_in_operation  # type: ignore[assignment, method-assign]
-
-    def undo() -> None:
-        # another library may have wrapped them since: then ours stays, and does no harm
-        if threading.Thread.start is start_in_operation:
-            threading.Thread.start = start  # type: ignore[method-assign]
-        if ThreadPoolExecutor.submit is submit_in_operation:
-            ThreadPoolExecutor.submit = submit  # type: ignore[method-assign]
-
-    return undo
-
-
-def _carried() -> Callable[[Callable[[], Any]], Any] | None:
-    """A function that runs another in the operation and span of now; None where there are none."""
-    operation, context = _current.get(), otel_context.get_current()
-    if operation is None and not context:
-        return None
-
-    def run(work: Callable[[], Any]) -> Any:
-        token, attached = _current.set(operation), otel_context.attach(context)
-        try:
-            return work()
-        finally:
-            otel_context.detach(attached)
-            _current.reset(token)
-
-    return run
+            _current.reset(ours)
+        except (ValueError, RuntimeError):  # left in another context than it was entered in: nothing to put back here
+            return
+        otel_context.detach(theirs)
 
 
 class OperationSpanProcessor(SpanProcessor):
@@ -150,21 +210,53 @@ class OperationSpanProcessor(SpanProcessor):
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         """Called by the SDK when a span starts."""
-        outer = _by_span.get(trace.get_current_span(parent_context))
-        if outer is None or span.kind is SpanKind.SERVER:
-            _by_span[span] = Operation()
-        else:
-            _by_span[span] = outer
+        operation = current = _current.get()
+        if operation is None or operation._serves:  # noqa: SLF001
+            operation = current_operation(trace.get_current_span(parent_context))
+        if operation is None or span.kind is SpanKind.SERVER:
+            operation = Operation()
+            operation.correlation_id = received_correlation(parent_context)
+            if operation.correlation_id is not None:
+                span.set_attribute(_CORRELATION, operation.correlation_id)
+            if current is not None:
+                operation._within = current  # noqa: SLF001
+                current._serves = True  # noqa: SLF001
+        _by_span[span] = operation
 
     def on_end(self, span: ReadableSpan) -> None:
         """Called by the SDK when a span ends; the table lets go of it by itself."""
 
 
+class _Entered:
+    """What leaving an operation needs to know."""
+
+    __slots__ = ("attached", "before", "outer", "scope", "span", "token")
+
+    def __init__(self, token: contextvars.Token[Operation | None], outer: Operation | None) -> None:
+        self.token = token
+        self.outer = outer
+        # only where it opened a span
+        self.span: trace.Span | None = None
+        self.before: Any = None
+        self.scope: Any = None
+        self.attached: Any = None
+
+
 class LogContext:
-    """The context manager of `logger.context(...)`, for `with` and `async with`.
+    """The operation of `logger.context(...)`: for `with`, for `async with`, and as a decorator.
 
     What it is given joins every record logged within, in this thread or task and those started from it. Where no
-    span is active it opens one, so that an operation always has a trace.
+    span of this process is active it opens one, so that an operation always has a trace.
+
+    As a decorator of a function, coroutine function, generator or async generator it opens an operation for each
+    call; that of a generator holds while its body runs, not for its consumer between two values. Texts may then
+    name arguments of the call, as `str.format` does: an argument that is None leaves the text out. A text that
+    cannot be filled is left out too, and one warning says why; the call goes on::
+
+        @logger.context(correlation_id="trade-{order.id}", user_id="{order.user_id}", symbol="{symbol}")
+        async def execute(order: Order, symbol: str = "SOL") -> Fill: ...
+
+    One instance may be entered by many threads and tasks at once.
 
     Args:
         service: The service whose logger opened it; names the span.
@@ -174,7 +266,7 @@ class LogContext:
         fields: `request_id` and `session_id`; anything else joins the `context` of its records.
     """
 
-    __slots__ = ("_entered", "_fields", "_flags", "_ids", "_service")
+    __slots__ = ("_entered", "_fields", "_flags", "_ids", "_name", "_service")
 
     def __init__(
         self,
@@ -192,13 +284,16 @@ class LogContext:
             "session_id": fields.pop("session_id", None),
         }
         self._service = service
-        self._ids = {key: _text(value) for key, value in ids.items() if value is not None}
-        self._flags = (flags,) if isinstance(flags, str) else tuple(map(_text, flags or ()))
+        self._name = "operation"
+        self._ids = {key: text_of(value) for key, value in ids.items() if value is not None}
+        self._flags = (flags,) if isinstance(flags, str) else tuple(map(text_of, flags or ()))
         self._fields = fields
-        self._entered: list[tuple[contextvars.Token[Operation | None], Any, Span | None]] = []
+        self._entered: dict[Operation, _Entered] = {}
 
     def __enter__(self) -> Self:
-        operation = Operation(current_operation())
+        span = trace.get_current_span()
+        outer = current_operation(span)
+        operation = Operation(outer)
         operation.service = self._service
         for key, value in self._ids.items():
             setattr(operation, key, value)
@@ -206,34 +301,51 @@ class LogContext:
             operation.declared = tuple(dict.fromkeys(operation.declared + self._flags))
         if self._fields:
             operation.fields = {**operation.fields, **self._fields}
-        token = _current.set(operation)
-        scope, span = None, trace.get_current_span()
-        opened: Any = None
-        if not span.get_span_context().is_valid:
-            opened = trace.get_tracer("jarvis_otel").start_span(
-                f"{self._service} operation", attributes={"jarvis.service": self._service}
-            )
-            scope = trace.use_span(opened, end_on_exit=False, record_exception=False, set_status_on_exception=False)
-            scope.__enter__()
-            span = opened
-        if operation.correlation_id is not None and span.is_recording():
-            span.set_attribute("jarvis.correlation_id", operation.correlation_id)
-        self._entered.append((token, scope, opened))
+        self._entered[operation] = entered = _Entered(_current.set(operation), outer)
+        known = span.get_span_context()
+        # one of another process is no span of ours: ours is its child
+        if not known.is_valid or known.is_remote:
+            span = entered.span = start_span(f"{self._service} {self._name}", self._service, operation.correlation_id)
+            entered.before = otel_context.get_current()
+            entered.scope = trace.set_span_in_context(span)
+            entered.attached = otel_context.attach(entered.scope)
+        elif operation.correlation_id is not None and span.is_recording():
+            span.set_attribute(_CORRELATION, operation.correlation_id)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        token, scope, span = self._entered.pop()
-        if span is not None:
-            if isinstance(error, Exception):
-                span.record_exception(error)
-                span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
-            scope.__exit__(None, None, None)
-            span.end()
-        # left in another context than it was entered in (an async generator closed elsewhere): nothing to undo
-        with contextlib.suppress(ValueError):
-            _current.reset(token)
+        current = _current.get()
+        operation = current
+        entered = self._entered.pop(current, None) if current is not None else None
+        if entered is None:
+            # left elsewhere, or before one that was entered later: of its entries the last one
+            try:
+                operation, entered = self._entered.popitem()
+            except KeyError:  # never entered
+                return
+        assert operation is not None
+        if entered.span is not None:
+            end_span(entered.span, error)
+        try:
+            _current.reset(entered.token)
+        except (ValueError, RuntimeError):
+            # left in another context than it was entered in, as an async generator is that was closed elsewhere:
+            # there it stays, so it must not say anything more, and here goes only what was copied from there
+            operation.forget(entered.outer)
+            if current is operation:
+                _current.set(entered.outer)
+            if entered.span is not None and otel_context.get_current() is entered.scope:
+                otel_context.attach(entered.before)
+            return
+        if current is not operation:
+            # one that was entered later is left later, and then finds this one gone
+            operation.forget(entered.outer)
+        if (before := _current.get()) is not None and before._gone:  # noqa: SLF001
+            _current.set(before.standing())
+        if entered.span is not None:
+            otel_context.detach(entered.attached)
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -243,9 +355,117 @@ class LogContext:
     ) -> None:
         self.__exit__(kind, error, traceback)
 
+    def __call__(self, function: Callable[_P, _T], /) -> Callable[_P, _T]:
+        """Decorates a function, so that each call is an operation of its own.
 
-def _text(value: Any) -> str:
+        Args:
+            function: A function, coroutine function, generator function or async generator function.
+
+        Raises:
+            TypeError: It is none of these.
+        """
+        if isinstance(function, staticmethod | classmethod):
+            return cast("Callable[_P, _T]", type(function)(self(function.__func__)))
+        if not callable(function) or isinstance(function, type):
+            raise TypeError(
+                f"logger.context: got {text_of(function)[:100]} to decorate, want a function;"
+                " write @logger.context(…) with parentheses, and decorate the methods of a class"
+            )
+        from jarvis_otel.calls import decorated  # noqa: PLC0415 - only who decorates needs it
+
+        return cast("Callable[_P, _T]", decorated(function, self._texts(), self._for_call))
+
+    def _for_call(self, name: str, filled: Mapping[str, str | None]) -> LogContext:
+        """One like this for a call of a function, with filled texts; None leaves one out."""
+        made = LogContext(self._service)
+        made._name, made._flags = name, self._flags
+        made._ids, made._fields = self._ids, self._fields
+        if filled:
+            made._ids, made._fields = _with(filled, self._ids), _with(filled, self._fields)
+        return made
+
+    def _texts(self) -> Mapping[str, str]:
+        given = {**self._fields, **self._ids}
+        return {key: value for key, value in given.items() if isinstance(value, str)}
+
+
+def _with(filled: Mapping[str, str | None], given: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: filled.get(key, value) for key, value in given.items() if key not in filled or filled[key] is not None}
+
+
+# The tracer of the provider that there is; to get one anew costs a third of a span.
+_tracer: tuple[object, trace.Tracer] | None = None
+
+
+def start_span(
+    name: str,
+    service: str,
+    correlation_id: str | None = None,
+    kind: SpanKind = SpanKind.INTERNAL,
+    parent: Context | None = None,
+) -> trace.Span:
+    """A span for an operation, not yet the current one; where nothing traces, one that has ids but is not recorded.
+
+    Args:
+        name: Its name.
+        service: The service that the operation is of.
+        correlation_id: That of the operation.
+        kind: What kind of span.
+        parent: The context that its parent is in; the current one if None.
+    """
+    global _tracer  # noqa: PLW0603
+    attributes = {"jarvis.service": service}
+    if correlation_id is not None:
+        attributes[_CORRELATION] = correlation_id
+    try:
+        provider = trace.get_tracer_provider()
+        if _tracer is None or _tracer[0] is not provider:
+            _tracer = provider, provider.get_tracer("jarvis_otel")
+        span = _tracer[1].start_span(name, parent, kind, attributes)
+        if span.get_span_context().is_valid:
+            return span
+    except Exception:  # a sampler or processor of the application that raises is no reason for the operation to fail
+        pass
+    ids = os.urandom(24)
+    return trace.NonRecordingSpan(
+        trace.SpanContext(
+            int.from_bytes(ids[:16]) or 1,
+            int.from_bytes(ids[16:]) or 1,
+            is_remote=False,
+            # "not sampled" would have every callee drop its spans of this trace
+            trace_flags=trace.TraceFlags(trace.TraceFlags.SAMPLED),
+        )
+    )
+
+
+def end_span(span: trace.Span, error: BaseException | None) -> None:
+    """Ends a span, and says in it what went wrong.
+
+    Args:
+        span: One of `start_span`.
+        error: What was raised in it; only exceptions that are errors count.
+    """
+    try:
+        if isinstance(error, Exception) and span.is_recording():
+            span.record_exception(error)
+            span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {text_of(error)}"))
+    except Exception:  # an exception whose text raises must not take the place of itself
+        pass
+    # nor must a processor of the application that raises
+    with contextlib.suppress(Exception):
+        span.end()
+
+
+def text_of(value: Any) -> str:
+    """Any value as text that can be encoded; it never raises."""
     try:
         return str(value).encode("utf-8", "backslashreplace").decode()
     except Exception:  # a __str__ that raises must not reach the application
         return f"<unprintable {type(value).__name__}>"
+
+
+def carry_into_threads() -> Callable[[], None]:
+    """The former place and name of `carry.carry_operations`."""
+    from jarvis_otel.carry import carry_operations  # noqa: PLC0415 - it imports this module
+
+    return carry_operations()

@@ -14,28 +14,41 @@ from functools import lru_cache
 from itertools import islice
 from json.encoder import encode_basestring as _quote
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 from opentelemetry.trace import SpanContext, TraceFlags
 
 from jarvis_collector.record import LogEntry, format_timestamp
+from jarvis_otel.context import FLAGS_MAX
+
+if TYPE_CHECKING:
+    from jarvis_otel.redaction import Redactor
 
 __all__ = [
     "CONTEXT_PREFIX",
+    "OWN_KEYWORDS",
+    "RECORD_MAX",
     "SEVERITIES",
+    "TEXT_MAX",
     "ErrorInfo",
     "Record",
     "Severity",
     "Source",
     "clean",
     "clean_text",
+    "is_plain_key",
     "log_entry",
+    "merge_flags",
+    "operation_attributes",
     "otlp_attributes",
     "otlp_record",
     "otlp_scope",
+    "redact",
     "sdk_attributes",
     "severity_of",
+    "source_attributes",
+    "span_ids",
 ]
 
 TEXT_MAX = 32 * 1024
@@ -69,6 +82,10 @@ _RESERVED = frozenset(
 )
 _RESERVED_PREFIXES = ("jarvis.flag.", CONTEXT_PREFIX)
 
+OWN_KEYWORDS = frozenset({"correlation_id", "duration_ms", "request_id", "session_id", "user_id"})
+"""Keywords of a call that have a key of their own on the line."""
+
+_SCALARS = frozenset({str, bool, int, float, type(None)})
 _INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
 _NOT_FINITE = {"inf": "Infinity", "-inf": "-Infinity", "nan": "NaN"}
 
@@ -288,6 +305,37 @@ def _any_value(value: Any) -> dict[str, Any]:
     return {"arrayValue": {"values": list(map(_any_value, value))}} if kind is list else {}
 
 
+def redact(record: Record, redactor: Redactor) -> None:
+    """Takes the secrets out of a record, and notes in the attribute `jarvis.redacted` where they were.
+
+    Args:
+        record: What was composed; values that are no plain scalars are cleaned on the way.
+        redactor: Knows what a secret looks like.
+    """
+    places: list[str] = []
+    record.message = redactor.scrub(_tame(record.message), "", "message", places)
+    if record.keywords:
+        record.keywords = redactor.scrub(_tame_each(record.keywords), "", "context", places)
+    if record.error is not None:
+        record.error = record.error._replace(
+            message=redactor.scrub(record.error.message, "", "error.message", places),
+            stack_trace=redactor.scrub(record.error.stack_trace, "", "error.stack_trace", places),
+        )
+    if record.attributes:
+        record.attributes = redactor.scrub(_tame_each(record.attributes), "", "attributes", places)
+    if places:
+        record.attributes = {**record.attributes, "jarvis.redacted": places}
+
+
+def _tame(value: Any) -> Any:
+    return value if type(value) in _SCALARS else clean(value)
+
+
+def _tame_each(values: Mapping[str, Any]) -> Any:
+    # each has bounds of its own: one that is too large takes nothing from its neighbours
+    return {key: _tame(value) for key, value in values.items()} if len(values) <= ITEMS_MAX else clean(values)
+
+
 def otlp_record(record: Record, process_service: str | None = None) -> bytes:
     """One OTLP/JSON LogRecord object; never raises, whatever the caller's keywords are.
 
@@ -312,8 +360,8 @@ def _otlp_text(record: Record, process_service: str | None) -> str:
     attributes = [_keyword(key) + _value(value) + "}" for key, value in record.keywords.items()]
     if record.attributes:
         attributes += [_attribute(key, value) for key, value in record.attributes.items()]
-    shared = _operation_attributes(
-        record.correlation_id, record.user_id, record.request_id, record.session_id, tuple(record.flags.items())
+    shared = operation_attributes(
+        record.correlation_id, record.user_id, record.request_id, record.session_id, record.flags
     )
     if shared:
         attributes.append(shared)
@@ -326,11 +374,11 @@ def _otlp_text(record: Record, process_service: str | None) -> str:
         attributes.append(_attribute("exception.message", record.error.message))
         attributes.append(_attribute("exception.stacktrace", record.error.stack_trace))
     if record.source is not None:
-        attributes.append(_source_attributes(record.source))
+        attributes.append(source_attributes(record.source))
     if record.uid:
         attributes.append(f'{{"key":"log.record.uid","value":{{"stringValue":"{record.uid}"}}}}')
     severity, span = record.severity, record.span
-    ids = _span_ids(span.trace_id, span.span_id, span.trace_flags) if span is not None else ""
+    ids = span_ids(span.trace_id, span.span_id, span.trace_flags) if span is not None else ""
     event = f',"eventName":{_quote(record.event)}' if record.event is not None else ""
     return (
         f'{{"timeUnixNano":"{record.time_ns}"'
@@ -343,6 +391,25 @@ def _attribute(key: str, value: Any) -> str:
     return f'{{"key":{_quote(key)},"value":{_value(value)}}}'
 
 
+def is_plain_key(key: str) -> bool:
+    """Whether a caller's keyword is an attribute under its own name, and joins the line's `context`."""
+    return key not in _RESERVED and key not in OWN_KEYWORDS and not key.startswith(_RESERVED_PREFIXES)
+
+
+def merge_flags(
+    evaluated: Mapping[str, tuple[str, bool]], declared: Mapping[str, tuple[str, bool]]
+) -> Mapping[str, tuple[str, bool]]:
+    """Both together, at most FLAGS_MAX; what was evaluated beats what is declared."""
+    if not declared:
+        return dict(evaluated) if evaluated else evaluated
+    flags = dict(evaluated)
+    for flag, result in declared.items():
+        if len(flags) >= FLAGS_MAX:
+            break
+        flags.setdefault(flag, result)
+    return flags
+
+
 @lru_cache(maxsize=4096)
 def _keyword(key: str) -> str:
     """The beginning of an attribute that is a caller's keyword; see CONTEXT_PREFIX."""
@@ -350,31 +417,46 @@ def _keyword(key: str) -> str:
     return f'{{"key":{_quote(name)},"value":'
 
 
-@lru_cache(maxsize=256)
-def _operation_attributes(
+def operation_attributes(
     correlation_id: str | None,
     user_id: str | None,
     request_id: str | None,
     session_id: str | None,
-    flags: tuple[tuple[str, tuple[str, bool]], ...],
+    flags: Mapping[str, tuple[str, bool]],
 ) -> str:
-    """What the records of an operation have in common; empty where that is nothing."""
-    named = {
-        "jarvis.correlation_id": correlation_id,
-        "user.id": user_id,
-        "jarvis.request_id": request_id,
-        "session.id": session_id,
-        **{f"jarvis.flag.{flag}": variant for flag, (variant, _) in flags},
-    }
-    attributes = [_attribute(key, value) for key, value in named.items() if value is not None]
+    """What the records of an operation have in common; empty where that is nothing.
+
+    Args:
+        correlation_id, user_id, request_id, session_id: As they leave the process.
+        flags: Variant, and whether that counts as on, by flag id.
+    """
+    attributes = [
+        f'{{"key":"{name}","value":{{"stringValue":{_quote(value)}}}}}'
+        for name, value in (
+            ("jarvis.correlation_id", correlation_id),
+            ("user.id", user_id),
+            ("jarvis.request_id", request_id),
+            ("session.id", session_id),
+        )
+        if value is not None
+    ]
+    if flags:
+        attributes.append(_flag_attributes(tuple(flags.items())))
+    return ",".join(attributes)
+
+
+@lru_cache(maxsize=256)
+def _flag_attributes(flags: tuple[tuple[str, tuple[str, bool]], ...]) -> str:
+    """Most operations of a service evaluate the same flags with the same results."""
+    attributes = [_attribute(f"jarvis.flag.{flag}", variant) for flag, (variant, _) in flags]
     if active := _active(dict(flags)):
         values = ",".join(map(_value, active))
         attributes.append(f'{{"key":"jarvis.active_flags","value":{{"arrayValue":{{"values":[{values}]}}}}}}')
     return ",".join(attributes)
 
 
-@lru_cache(maxsize=1024)
-def _span_ids(trace_id: int, span_id: int, flags: int) -> str:
+def span_ids(trace_id: int, span_id: int, flags: int) -> str:
+    """The ids of a span on the wire, which end a record."""
     # sampled or not; that the id is random, the other bit, would only make each line longer
     return f',"traceId":"{trace_id:032x}","spanId":"{span_id:016x}","flags":{flags & TraceFlags.SAMPLED}'
 
@@ -405,7 +487,7 @@ def _active(flags: Mapping[str, tuple[str, bool]]) -> list[str]:
 
 
 @lru_cache(maxsize=4096)
-def _source_attributes(source: Source) -> str:
+def source_attributes(source: Source) -> str:
     """The three code.* attributes; a place in the code is encoded once, and logs many times."""
     file, line, function = source
     named = {"code.file.path": clean_text(file), "code.line.number": line, "code.function.name": clean_text(function)}

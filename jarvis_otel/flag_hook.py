@@ -6,8 +6,6 @@ The names follow the semantic conventions for feature flags (OpenTelemetry seman
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 import threading
 from collections import Counter, OrderedDict
@@ -269,8 +267,9 @@ def _exported_id(context_id: Any) -> str | None:
     if settings is None:
         return str(context_id)
     if settings.hmac_key:
-        digest = hmac.new(settings.hmac_key.encode(), str(context_id).encode("utf-8", "surrogatepass"), hashlib.sha256)
-        return digest.hexdigest()[:16]
+        from jarvis_otel.redaction import pseudonym  # noqa: PLC0415 - its patterns take long to compile
+
+        return pseudonym(settings.hmac_key, str(context_id))
     environment = settings.flags.environment or settings.flags.resource_environment or "prod"
     return None if environment == "prod" else str(context_id)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -18,19 +19,27 @@ from jarvis_collector.record import LogEntry
 from jarvis_otel.context import current_operation
 from jarvis_otel.encode import Record, Severity, otlp_scope, severity_of
 from jarvis_otel.formatters import HumanFormatter, JSONFormatter
-from jarvis_otel.logger import OwnLogRecord, compose_standard, process_service, ship
+from jarvis_otel.lines import LineWriter
+from jarvis_otel.logger import OwnLogRecord, emit_event, process_service, ship, ship_standard
 from jarvis_otel.pipeline import EXIT_SECONDS, Pipeline
-from jarvis_otel.runtime import RUNTIME
+from jarvis_otel.runtime import RUNTIME, Policy
 from jarvis_otel.settings import Settings
 from jarvis_otel.terminal import wants_color
 
 __all__ = ["LoggingSetup", "PipelineProcessor", "flush_at_sigterm", "install_logging"]
 
+_LOSS_SECONDS = 10.0
 _LEVELNO_BY_SEVERITY = ((21, logging.CRITICAL), (17, logging.ERROR), (13, logging.WARNING), (9, logging.INFO))
 
 
 class _Lowered(int):
-    """A level of the root logger that is ours; by identity it is told from the same number set by the application."""
+    """A logger's level that is ours, so that records are made which its own level would not have made.
+
+    Attributes:
+        former: The level that the application gave it; 0 where it gave none.
+    """
+
+    former: int
 
 
 class LoggingSetup:
@@ -50,22 +59,48 @@ class LoggingSetup:
         self.pipeline = pipeline
         self._console = console
         self._filter = _StandardFilter(self)
-        self._scopes: dict[str, bytes] = {}
+        self._policies: dict[str, Policy] = {}
         self._lock = threading.Lock()
         self._factory = logging.getLogRecordFactory()
-        self._lowered = _Lowered(logging.INFO)
+        self._levels: Mapping[str, int] = {}
+        self._told_dropped: Mapping[str, int] = {}
+        self._next_loss = 0.0
+        self._level = logging.INFO
         self._installed = False
 
     def install(self) -> None:
-        """Starts to see the records of standard logging; INFO is made even where the root logger says WARNING."""
+        """Starts to see the records of standard logging."""
         self._installed = True
         logging.setLogRecordFactory(self._make_record)
-        root = logging.getLogger()
-        if root.level == logging.WARNING:
-            root.setLevel(self._lowered)
         if self._console is not None:
-            root.addHandler(self._console)
-        RUNTIME.pipeline = self.pipeline
+            logging.getLogger().addHandler(self._console)
+        if self.pipeline is not None:
+            RUNTIME.pipeline, RUNTIME.lines = self.pipeline, LineWriter(self.pipeline)
+            self.pipeline.on_tick = self._tell_counts
+            # from now on this process adopts what others left behind, even if it never logs
+            self.pipeline.start()
+
+    def _tell_counts(self, *, at_end: bool = False) -> None:
+        """Writes records of what was lost, and of what limits left out and no later record told."""
+        assert self.pipeline is not None
+        for service, left in RUNTIME.limiters.drain(math.inf if at_end else None):
+            which = f"like this were left out ({left.reason}): {left.message}" if left.message else "were left out"
+            emit_event(
+                service,
+                "jarvis.logs.left_out",
+                f"{left.count} records {which}",
+                level=severity_of(left.level).level,
+                attributes={"left_out": left.count},
+            )
+        dropped = self.pipeline.counters().dropped
+        if dropped == self._told_dropped or (time.monotonic() < self._next_loss and not at_end):
+            return
+        self._next_loss = time.monotonic() + _LOSS_SECONDS
+        news = {reason: count - self._told_dropped.get(reason, 0) for reason, count in dropped.items()}
+        self._told_dropped = dropped
+        text = "Records lost: " + ", ".join(f"{count} {reason}" for reason, count in news.items() if count)
+        attributes = {f"jarvis.dropped.{reason}": count for reason, count in news.items()}
+        emit_event("jarvis_otel", "jarvis.logs.dropped", text, level="WARNING", attributes=attributes)
 
     def uninstall(self, timeout: float = EXIT_SECONDS) -> bool:
         """Undoes `install`, delivers what waits, and tells whether all of it was delivered.
@@ -76,17 +111,52 @@ class LoggingSetup:
         self._installed = False
         if logging.getLogRecordFactory() == self._make_record:
             logging.setLogRecordFactory(self._factory)
-        root = logging.getLogger()
-        if root.level is self._lowered:
-            root.setLevel(logging.WARNING)
         if self._console is not None:
-            root.removeHandler(self._console)
-        for logger in [root, *root.manager.loggerDict.values()]:
-            if isinstance(logger, logging.Logger):
-                logger.removeFilter(self._filter)
+            logging.getLogger().removeHandler(self._console)
+        for logger in _all_loggers():
+            logger.removeFilter(self._filter)
+        self._raise_levels()
+        if self.pipeline is not None:
+            self._tell_counts(at_end=True)
         if RUNTIME.pipeline is self.pipeline:
-            RUNTIME.pipeline = None
+            RUNTIME.pipeline = RUNTIME.lines = None
         return self.pipeline is None or self.pipeline.shutdown(timeout)
+
+    def apply(self, settings: Settings) -> None:
+        """Has the levels of the settings hold, for standard loggers too.
+
+        A logger whose own level is higher makes more records from now on; the application's handlers do not see those.
+
+        Args:
+            settings: Those that hold from now on.
+        """
+        self._raise_levels()
+        self._levels, self._level = settings.levels, settings.level
+        self._policies = {}
+        root = logging.getLogger()
+        # a level of the root logger other than the default is the application's wish
+        if root.level == logging.WARNING and settings.level < logging.WARNING:
+            _lower(root, settings.level)
+        for name, level in settings.levels.items():
+            logger = logging.getLogger(name)
+            if logger.getEffectiveLevel() > level:
+                _lower(logger, level)
+        if self._console is not None:
+            self._console.setLevel(min((settings.level, *settings.levels.values())))
+
+    def _raise_levels(self) -> None:
+        for logger in _all_loggers():
+            if isinstance(logger.level, _Lowered):
+                logger.setLevel(logger.level.former)
+
+    def _level_of(self, name: str) -> int:
+        """The lowest level of a standard logger's records that are shipped: its own, or of the nearest above it."""
+        levels = self._levels
+        while levels and name:
+            if name in levels:
+                return levels[name]
+            name = name.rpartition(".")[0]
+        return self._level
 
     def _make_record(self, name: str, *args: Any, **kwargs: Any) -> logging.LogRecord:
         logger = logging.root if name == logging.root.name else logging.root.manager.loggerDict.get(name)
@@ -103,22 +173,29 @@ class LoggingSetup:
         if isinstance(record.msg, LogEntry):
             return True
         shown = self._is_shown(record)
-        if self.pipeline is not None and record.levelno >= logging.INFO and not _is_telemetry(record.name):
-            handlers = (handler for logger in _chain(record.name) for handler in logger.handlers)
+        name = record.name
+        if self.pipeline is not None and record.levelno >= self._level_of(name) and not _is_telemetry(name):
+            handlers = (handler for logger in _chain(name) for handler in logger.handlers)
             if not (shown and any(_delivers_to(self.pipeline, handler) for handler in handlers)):
                 self._ship(record)
         return shown
 
     def _is_shown(self, record: logging.LogRecord) -> bool:
-        if self._console is not None or record.levelno >= logging.WARNING:
+        if self._console is not None:
             return True
-        return next((logger.level for logger in _upward(record.name) if logger.level), None) is not self._lowered
+        for logger in _upward(record.name):
+            level = logger.level.former if isinstance(logger.level, _Lowered) else logger.level
+            if level:
+                return record.levelno >= level
+        return True
 
     def _ship(self, record: logging.LogRecord) -> None:
-        scope = self._scopes.get(record.name)
-        if scope is None:
-            scope = self._scopes[record.name] = otlp_scope(record.name)
-        ship(compose_standard(record), scope)
+        policy = self._policies.get(record.name)
+        if policy is None:
+            service = process_service() or record.name
+            limits = RUNTIME.policy(record.name).limits
+            policy = self._policies[record.name] = Policy(service, logging.INFO, limits, logger=record.name)
+        ship_standard(record, policy)
 
 
 class _StandardFilter(logging.Filter):
@@ -135,6 +212,18 @@ class _StandardFilter(logging.Filter):
             if self._setup.pipeline is not None:
                 self._setup.pipeline.count_failed()
             return True
+
+
+def _lower(logger: logging.Logger, level: int) -> None:
+    lowered = _Lowered(level)
+    lowered.former = logger.level
+    logger.setLevel(lowered)
+
+
+def _all_loggers() -> list[logging.Logger]:
+    root = logging.getLogger()
+    known = [logger for logger in list(root.manager.loggerDict.values()) if isinstance(logger, logging.Logger)]
+    return [root, *known]
 
 
 def _upward(name: str) -> Iterator[logging.Logger]:
@@ -268,16 +357,10 @@ def install_logging(
         resource_attributes: Attributes of the process's OpenTelemetry resource.
         console: False keeps the console as it is where the settings leave that open (`auto`).
     """
-    pipeline = None
-    if settings.logs_exporter and not settings.sdk_disabled:
-        pipeline = Pipeline(
-            settings.otlp_endpoint,
-            resource_attributes,
-            headers=settings.otlp_headers,
-            timeout=settings.otlp_timeout,
-        )
+    pipeline = Pipeline.of(settings, resource_attributes)
     setup = LoggingSetup(pipeline, _console_handler(settings, wanted=console))
     setup.install()
+    setup.apply(settings)
     return setup
 
 
@@ -289,7 +372,6 @@ def _console_handler(settings: Settings, *, wanted: bool) -> logging.Handler | N
     if style == "auto":
         style = "human" if terminal else "json"
     handler = _Console()
-    handler.setLevel(settings.level)
     handler.setFormatter(HumanFormatter(color=wants_color(sys.stderr)) if style == "human" else JSONFormatter())
     return handler
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Mapping
-from types import CodeType, FrameType, TracebackType
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 from opentelemetry._logs import LoggerProvider, LogRecord, SeverityNumber, get_logger_provider
 
 from jarvis_collector.record import LogEntry
-from jarvis_otel.context import FLAGS_MAX, LogContext, Operation, current_operation, note_evaluation
+from jarvis_otel.context import LogContext, Operation, current_operation, note_evaluation
 from jarvis_otel.encode import (
+    OWN_KEYWORDS,
     SEVERITIES,
     ErrorInfo,
     Record,
@@ -25,16 +28,36 @@ from jarvis_otel.encode import (
     clean,
     clean_text,
     log_entry,
+    merge_flags,
     otlp_record,
     otlp_scope,
+    redact,
     sdk_attributes,
     severity_of,
 )
-from jarvis_otel.runtime import RUNTIME
-from jarvis_otel.settings import LEVELS
+from jarvis_otel.runtime import RUNTIME, Policy
+from jarvis_otel.sites import site_of, site_of_record
 
-__all__ = ["OwnLogRecord", "StructuredLogger", "compose_standard", "emit_event", "entry_of", "get_logger", "ship"]
+if TYPE_CHECKING:
+    from jarvis_otel.limits import Limit
+    from jarvis_otel.uncaught import ExcInfo
 
+__all__ = [
+    "OwnLogRecord",
+    "StructuredLogger",
+    "admitted",
+    "compose_standard",
+    "emit_event",
+    "entry_of",
+    "get_logger",
+    "report_uncaught",
+    "report_warning",
+    "ship",
+    "ship_standard",
+]
+
+# The level numbers of the logging module: a look-up less in a call that is disabled.
+_DEBUG, _INFO, _WARNING, _ERROR, _CRITICAL = 10, 20, 30, 40, 50
 _UNSET: Any = object()
 _URGENT = SeverityNumber.WARN.value
 _STACK_FRAMES_MAX = 100
@@ -52,14 +75,9 @@ _RECORD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {
     "taskName",
 }
 
-_OWN_KEYWORDS = frozenset({"correlation_id", "duration_ms", "request_id", "session_id", "user_id"})
-"""Keywords of a call that have a key of their own on the line."""
+_RECORD_SIZE = len(_RECORD_FIELDS)
 
 _state = threading.local()
-
-# Where calls stand, by code object and instruction; it holds the code objects, so that an id means one of them.
-_SOURCES_MAX = 4_096
-_sources: dict[tuple[int, int], tuple[CodeType, Source]] = {}
 
 
 class OwnLogRecord(LogRecord):
@@ -76,26 +94,16 @@ class StructuredLogger:
 
     def __init__(self, service: str, level: int | None = None) -> None:
         self.service = clean_text(service)
-        self._explicit_level = level
+        self._policy = RUNTIME.policy(self.service) if level is None else Policy(self.service, level)
+        self._limits: tuple[Limit, ...] = ()
         self._bound: Mapping[str, Any] = {}
         self._scope = otlp_scope(self.service)
         self._standard = logging.getLogger(self.service)
-        self._settings: object = _UNSET
-        self._level = logging.INFO
 
     @property
     def level(self) -> int:
         """The lowest level that is written now, as a number of the logging module."""
-        settings = RUNTIME.settings
-        if settings is not self._settings:
-            if self._explicit_level is not None:
-                self._level = self._explicit_level
-            elif settings is not None:
-                self._level = settings.levels.get(self.service, settings.level)
-            else:
-                self._level = logging.INFO
-            self._settings = settings
-        return self._level
+        return self._policy.level
 
     def debug(self, message: object = _UNSET, /, exc_info: object = False, **context: Any) -> None:
         """Writes a DEBUG record.
@@ -106,33 +114,33 @@ class StructuredLogger:
             context: Keywords that join the record; correlation_id, user_id, request_id, session_id and duration_ms
                 go to the keys of these names.
         """
-        if self.level <= logging.DEBUG:
-            self._log(logging.DEBUG, message, exc_info, context)
+        if self._policy.level <= _DEBUG:
+            self._log(_DEBUG, message, exc_info, context)
 
     def info(self, message: object = _UNSET, /, exc_info: object = False, **context: Any) -> None:
         """Writes an INFO record; the arguments are those of `debug`."""
-        if self.level <= logging.INFO:
-            self._log(logging.INFO, message, exc_info, context)
+        if self._policy.level <= _INFO:
+            self._log(_INFO, message, exc_info, context)
 
     def warning(self, message: object = _UNSET, /, exc_info: object = False, **context: Any) -> None:
         """Writes a WARNING record; the arguments are those of `debug`."""
-        if self.level <= logging.WARNING:
-            self._log(logging.WARNING, message, exc_info, context)
+        if self._policy.level <= _WARNING:
+            self._log(_WARNING, message, exc_info, context)
 
     def error(self, message: object = _UNSET, /, exc_info: object = False, **context: Any) -> None:
         """Writes an ERROR record; the arguments are those of `debug`."""
-        if self.level <= logging.ERROR:
-            self._log(logging.ERROR, message, exc_info, context)
+        if self._policy.level <= _ERROR:
+            self._log(_ERROR, message, exc_info, context)
 
     def critical(self, message: object = _UNSET, /, exc_info: object = False, **context: Any) -> None:
         """Writes a CRITICAL record; the arguments are those of `debug`."""
-        if self.level <= logging.CRITICAL:
-            self._log(logging.CRITICAL, message, exc_info, context)
+        if self._policy.level <= _CRITICAL:
+            self._log(_CRITICAL, message, exc_info, context)
 
     def exception(self, message: object = _UNSET, /, exc_info: object = True, **context: Any) -> None:
         """Writes an ERROR record with the exception being handled; the arguments are those of `debug`."""
-        if self.level <= logging.ERROR:
-            self._log(logging.ERROR, message, exc_info, context)
+        if self._policy.level <= _ERROR:
+            self._log(_ERROR, message, exc_info, context)
 
     def context(
         self,
@@ -153,9 +161,41 @@ class StructuredLogger:
 
     def bind(self, **context: Any) -> StructuredLogger:
         """A logger of the same service whose records all carry these keywords."""
-        bound = StructuredLogger(self.service, self._explicit_level)
-        bound._bound = {**self._bound, **context}
+        bound = copy.copy(self)
+        bound._bound = {**self._bound, **context}  # noqa: SLF001 - our own
         return bound
+
+    def limited(
+        self,
+        *,
+        sample: float | None = None,
+        rate: float | str | None = None,
+        dedupe: float | None = None,
+        once: bool = False,
+        below: str = "warning",
+    ) -> StructuredLogger:
+        """A logger of the same service that leaves out some of many like records: same level, same message.
+
+        A record that is let through says in `left_out` how many like it were not; where none follows, a summary does.
+
+        Args:
+            sample: The share that is kept, from 0 to 1; of a trace all records or none.
+            rate: So many per second, or text such as `10/min`.
+            dedupe: Seconds in which a repetition is left out.
+            once: Only the first one is kept.
+            below: Records of this level and above are never left out.
+
+        Raises:
+            ValueError: A value cannot be used.
+        """
+        from jarvis_otel.limits import Limit  # noqa: PLC0415 - few loggers have limits
+
+        limit = Limit.parse(
+            {"sample": sample, "rate": rate, "dedupe": dedupe, "once": once, "below": below}, "limited()"
+        )
+        limited = copy.copy(self)
+        limited._limits = (*self._limits, limit)  # noqa: SLF001 - our own
+        return limited
 
     def trade_event(self, event_type: str, symbol: str, **details: Any) -> None:
         """Writes an INFO record with the event `trade.<event_type>`.
@@ -165,10 +205,10 @@ class StructuredLogger:
             symbol: What is traded.
             details: Further keywords.
         """
-        if self.level <= logging.INFO:
+        if self._policy.level <= _INFO:
             kind = clean_text(event_type)
             message = f"Trade {kind}: {clean_text(symbol)}"
-            self._log(logging.INFO, message, False, {"symbol": symbol, **details}, event=f"trade.{kind}")
+            self._log(_INFO, message, False, {"symbol": symbol, **details}, event=f"trade.{kind}")
 
     def api_call(self, method: str, endpoint: str, status_code: int, duration_ms: float, **details: Any) -> None:
         """Writes a record of an HTTP call that was made or served: ERROR from status 500 up, else INFO.
@@ -180,8 +220,8 @@ class StructuredLogger:
             duration_ms: Milliseconds that it took.
             details: Further keywords.
         """
-        level = logging.ERROR if isinstance(status_code, int) and status_code >= 500 else logging.INFO
-        if self.level <= level:
+        level = _ERROR if isinstance(status_code, int) and status_code >= 500 else _INFO
+        if self._policy.level <= level:
             message = f"{clean_text(method)} {clean_text(endpoint)} → {clean_text(status_code)}"
             context = {"method": method, "endpoint": endpoint, "status_code": status_code, **details}
             self._log(level, message, False, {**context, "duration_ms": duration_ms})
@@ -197,11 +237,11 @@ class StructuredLogger:
         flag = clean_text(flag_id)
         variant = ("on" if result else "off") if isinstance(result, bool) else clean_text(result)
         note_evaluation(flag, variant, on=variant != "off")
-        if self.level <= logging.INFO:
+        if self._policy.level <= _INFO:
             keywords = {"feature_flag.key": flag, "feature_flag.result.variant": variant}
             if context:
                 keywords["evaluation_context"] = clean(context)
-            self._log(logging.INFO, f"Flag {flag}: {variant}", False, keywords, event="feature_flag.evaluation")
+            self._log(_INFO, f"Flag {flag}: {variant}", False, keywords, event="feature_flag.evaluation")
 
     def _log(
         self,
@@ -213,34 +253,56 @@ class StructuredLogger:
         event: str | None = None,
     ) -> None:
         """Composes and hands out one record; every public method calls it directly, so the caller is two frames up."""
+        exception: Any = None
         try:
+            site = site_of(sys._getframe(2))  # noqa: SLF001
             if message is _UNSET:
                 message = context.pop("message", "")
-            frame = sys._getframe(2)  # noqa: SLF001
-            error, exception = _error_of(exc_info) if exc_info else (None, None)
+            if self._bound:
+                context = {**self._bound, **context}
+            if self._limits or self._policy.limits:
+                left_out = admitted((*self._policy.limits, *self._limits), self.service, level, message)
+                if left_out < 0:
+                    return
+                if left_out:
+                    context = {**context, "left_out": left_out}
+            written = None
+            lines = RUNTIME.lines
+            if lines is not None and not exc_info and type(message) is str:
+                written = lines.write(self._policy, level, message, context, site, event)
+                if written is not None and not self._is_heard(level):
+                    return
+            number, now = written or (_next_number(), time.time_ns())
+            error = None
+            if exc_info:
+                error, exception = _error_of(exc_info)
             operation = current_operation()
-            keywords = context
-            if self._bound or (operation is not None and operation.fields):
-                keywords = {**(operation.fields if operation else {}), **self._bound, **context}
             record = _compose(
-                time_ns=time.time_ns(),
+                number=number,
+                time_ns=now - now % 1000,
                 level=level,
                 message=message if type(message) is str else clean_text(message),
                 service=self.service,
                 logger=self.service,
-                keywords=keywords,
+                keywords={**operation.fields, **context} if operation is not None else context,
                 operation=operation,
                 error=error,
-                source=_source_of(frame),
+                source=site.source,
+                event=event,
             )
-            record.event = event
-            ship(record, self._scope)
+            if written is None:
+                ship(record, self._scope, number)
         except Exception as problem:  # telemetry never raises into the application, and loses no message either
             exception = None
             record = _bare(level, message, self.service, problem)
             self._ship_bare(record)
-        _hand_to_standard(self._standard, record, level, exception)
+        if _handlers_of(self._standard, level):
+            _hand_to_standard(self._standard, record, level, exception)
         _hand_to_processors(record)
+
+    def _is_heard(self, level: int) -> bool:
+        """Whether anybody but the pipeline takes our records: a standard handler, or a processor of the application."""
+        return _handlers_of(self._standard, level) or _has_others(get_logger_provider())
 
     def _ship_bare(self, record: Record) -> None:
         try:
@@ -265,8 +327,6 @@ def emit_event(
 ) -> None:
     """Writes an OpenTelemetry event whose attributes already have their OTLP names; never raises.
 
-    Its service is that of the operation around it, else that of the process.
-
     Args:
         logger: The name of the logger, which is the scope.
         name: The event name.
@@ -275,27 +335,82 @@ def emit_event(
         attributes: Written as they are.
         shown: Whether the standard handlers, such as a console, get it too.
     """
-    number = LEVELS[level]
-    if get_logger(logger).level > number:
-        return
+    number = logging.getLevelName(level)
+    if get_logger(logger).level <= number:
+        _emit_apart(logger, number, message, event=name, attributes=attributes, shown=shown)
+
+
+def admitted(limits: tuple[Limit, ...], logger: str, level: int, message: object) -> int:
+    """Whether limits let a record through: -1 where not, else how many like it were left out before.
+
+    Args:
+        limits: All of them count.
+        logger: Whose record it is.
+        level: A number of the logging module.
+        message: What makes it like others.
+    """
+    limiter = RUNTIME.limiters.of(logger, *limits)
+    if limiter is None:
+        return 0
+    trace_id = trace.get_current_span().get_span_context().trace_id if limiter.samples else 0
+    return limiter.admit(level, message if type(message) is str else clean_text(message), trace_id)
+
+
+def report_uncaught(level: int, message: str, exc_info: ExcInfo) -> None:
+    """Writes a record of an exception that nobody caught; Python prints it anyway.
+
+    Args:
+        level: A number of the logging module.
+        message: What happened.
+        exc_info: The triple of sys.exc_info().
+    """
+    _emit_apart("uncaught", level, message, error=_error_of(exc_info)[0])
+
+
+def report_warning(warning: warnings.WarningMessage) -> None:
+    """Writes a record of a warning that Python shows."""
+    _emit_apart(
+        "py.warnings",
+        _WARNING,
+        clean_text(warning.message),
+        source=(warning.filename, warning.lineno, ""),
+        keywords={"category": warning.category.__name__},
+    )
+
+
+def _emit_apart(
+    logger: str,
+    level: int,
+    message: str,
+    *,
+    event: str | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    keywords: dict[str, Any] | None = None,
+    error: ErrorInfo | None = None,
+    source: Source | None = None,
+    shown: bool = False,
+) -> None:
+    """Writes a record that no call of a logger stands behind; its service is the operation's, else the process's."""
     try:
         operation = current_operation()
+        now = time.time_ns()
         record = _compose(
-            time_ns=time.time_ns(),
-            level=number,
+            number=_next_number(),
+            time_ns=now - now % 1000,
+            level=level,
             message=clean_text(message),
             service=(operation.service if operation is not None else None) or process_service() or logger,
             logger=logger,
-            keywords={},
+            keywords=keywords or {},
             operation=operation,
-            error=None,
-            source=None,
+            error=error,
+            source=source,
+            event=event,
+            attributes=attributes,
         )
-        record.event = name
-        record.attributes = attributes
         ship(record, otlp_scope(logger))
         if shown:
-            _hand_to_standard(logging.getLogger(logger), record, number, None)
+            _hand_to_standard(logging.getLogger(logger), record, level, None)
         _hand_to_processors(record)
     except Exception:  # telemetry never raises into the application; the loss is counted
         if RUNTIME.pipeline is not None:
@@ -304,6 +419,7 @@ def emit_event(
 
 def _compose(
     *,
+    number: int,
     time_ns: int,
     level: int,
     message: str,
@@ -313,8 +429,10 @@ def _compose(
     operation: Operation | None,
     error: ErrorInfo | None,
     source: Source | None,
+    event: str | None = None,
+    attributes: Mapping[str, Any] | None = None,
 ) -> Record:
-    """The record with all that the operation and the span around the caller know."""
+    """The record with all that the operation and the span around the caller know, and without secrets."""
     span = trace.get_current_span().get_span_context()
     correlation_id = user_id = request_id = session_id = None
     evaluated: Mapping[str, tuple[str, bool]] = {}
@@ -324,7 +442,8 @@ def _compose(
         request_id, session_id = operation.request_id, operation.session_id
         evaluated, declared = operation.evaluated, operation.declared
     duration_ms = None
-    if not _OWN_KEYWORDS.isdisjoint(keywords):
+    if not OWN_KEYWORDS.isdisjoint(keywords):
+        keywords = dict(keywords)
         correlation_id = _taken(keywords, "correlation_id", correlation_id)
         user_id = _taken(keywords, "user_id", user_id)
         request_id = _taken(keywords, "request_id", request_id)
@@ -332,9 +451,8 @@ def _compose(
         if type(keywords.get("duration_ms")) in (int, float):
             duration_ms = keywords.pop("duration_ms")
     pipeline = RUNTIME.pipeline
-    return Record(
-        # whole microseconds, as the line writes them
-        time_ns=time_ns - time_ns % 1000,
+    record = Record(
+        time_ns=time_ns,
         severity=SEVERITIES.get(level) or severity_of(level),
         message=message,
         service=service,
@@ -343,14 +461,22 @@ def _compose(
         span=span if span.is_valid else None,
         correlation_id=correlation_id,
         request_id=request_id,
-        user_id=user_id,
+        user_id=user_id and RUNTIME.redactor.pseudonym(user_id),
         session_id=session_id,
         duration_ms=duration_ms,
-        flags=_flags(evaluated, RUNTIME.declared_flags(service, user_id, declared)),
+        flags=merge_flags(evaluated, RUNTIME.declared_flags(service, user_id, declared)),
         error=error,
         source=source,
-        uid=pipeline.new_uid() if pipeline is not None else "",
+        event=event,
+        attributes=attributes or {},
+        uid=f"{pipeline.uid_prefix}-{number}" if pipeline is not None else "",
     )
+    redact(record, RUNTIME.redactor)
+    return record
+
+
+def _next_number() -> int:
+    return next(RUNTIME.pipeline.numbers) if RUNTIME.pipeline is not None else 0
 
 
 def _bare(level: int, message: object, service: str, problem: Exception) -> Record:
@@ -367,20 +493,6 @@ def _taken(keywords: dict[str, Any], name: str, otherwise: str | None) -> str | 
         return otherwise
     value = keywords.pop(name)
     return otherwise if value is None else clean_text(value)
-
-
-def _flags(
-    evaluated: Mapping[str, tuple[str, bool]], declared: Mapping[str, tuple[str, bool]]
-) -> Mapping[str, tuple[str, bool]]:
-    """Both together, at most FLAGS_MAX; what was evaluated beats what is declared."""
-    if not declared:
-        return dict(evaluated) if evaluated else evaluated
-    flags = dict(evaluated)
-    for flag, result in declared.items():
-        if len(flags) >= FLAGS_MAX:
-            break
-        flags.setdefault(flag, result)
-    return flags
 
 
 def _error_of(exc_info: object) -> tuple[ErrorInfo | None, Any]:
@@ -411,30 +523,62 @@ def describe_error(kind: type[BaseException], error: BaseException, frames: Trac
     return ErrorInfo(qualified, kind.__name__, clean_text(message), clean_text(stack_trace))
 
 
-def _source_of(frame: FrameType) -> Source:
-    """Where a call stands; remembered by instruction, as working out a line number costs more than all the rest."""
-    code, instruction = frame.f_code, frame.f_lasti
-    known = _sources.get((id(code), instruction))
-    if known is not None and known[0] is code:
-        return known[1]
-    source = (code.co_filename, frame.f_lineno or 0, code.co_qualname)
-    if len(_sources) >= _SOURCES_MAX:
-        _sources.clear()
-    _sources[id(code), instruction] = (code, source)
-    return source
+def ship_standard(log_record: logging.LogRecord, policy: Policy) -> None:
+    """Ships a record of standard logging, unless a limit leaves it out.
+
+    Args:
+        log_record: A record that is not ours.
+        policy: That of its logger.
+    """
+    left_out = 0
+    if policy.limits:
+        left_out = admitted(policy.limits, log_record.name, log_record.levelno, log_record.msg)
+        if left_out < 0:
+            return
+    lines, written = RUNTIME.lines, None
+    if lines is not None and not log_record.exc_info and log_record.pathname:
+        now = int(log_record.created * 1e6) * 1000
+        message, keywords, site = _message_of(log_record), _extra_of(log_record), site_of_record(log_record)
+        if left_out:
+            keywords["left_out"] = left_out
+        written = lines.write(policy, log_record.levelno, message, keywords, site, None, now)
+    if written is None or _has_others(get_logger_provider()):
+        record = compose_standard(log_record, number=written[0] if written else None)
+        if left_out:
+            record.keywords = {**record.keywords, "left_out": left_out}
+        if written is None:
+            ship(record, otlp_scope(log_record.name))
+        _hand_to_processors(record)
 
 
-def compose_standard(log_record: logging.LogRecord) -> Record:
-    """A record of standard logging with the same context as our own; `extra=` fields become keywords."""
+def _message_of(log_record: logging.LogRecord) -> str:
     try:
-        message = log_record.getMessage()
+        return log_record.getMessage()
     except Exception:  # the arguments do not fit the message, or their text raises
-        message = f"{clean_text(log_record.msg)} {clean_text(log_record.args)}"
+        return f"{clean_text(log_record.msg)} {clean_text(log_record.args)}"
+
+
+def _extra_of(log_record: logging.LogRecord) -> dict[str, Any]:
+    fields = vars(log_record)
+    # most records have nothing that the factory did not give them
+    if len(fields) <= _RECORD_SIZE and fields.keys() <= _RECORD_FIELDS:
+        return {}
+    return {key: value for key, value in fields.items() if key not in _RECORD_FIELDS}
+
+
+def compose_standard(log_record: logging.LogRecord, number: int | None = None) -> Record:
+    """A record of standard logging with the same context as our own; `extra=` fields become keywords.
+
+    Args:
+        log_record: A record that is not ours.
+        number: Its number in the pipeline; the next one if None.
+    """
+    message, keywords = _message_of(log_record), _extra_of(log_record)
     operation = current_operation()
-    keywords = {key: value for key, value in vars(log_record).items() if key not in _RECORD_FIELDS}
     if operation is not None and operation.fields:
         keywords = {**operation.fields, **keywords}
     return _compose(
+        number=_next_number() if number is None else number,
         time_ns=int(log_record.created * 1e6) * 1000,
         level=log_record.levelno,
         message=message,
@@ -451,7 +595,7 @@ def entry_of(log_record: logging.LogRecord) -> LogEntry:
     """What a LogRecord, ours or not, looks like as a line."""
     if isinstance(log_record.msg, LogEntry):
         return log_record.msg
-    record = compose_standard(log_record)
+    record = compose_standard(log_record, number=0)
     record.uid = ""
     return log_entry(record, _resource())
 
@@ -467,23 +611,34 @@ def _resource() -> Mapping[str, Any]:
     return RUNTIME.pipeline.resource if RUNTIME.pipeline is not None else {}
 
 
-def ship(record: Record, scope: bytes) -> None:
+def ship(record: Record, scope: bytes, number: int | None = None) -> None:
     """Gives a record to the pipeline, if there is one.
 
     Args:
         record: What was composed.
         scope: The scope as `encode.otlp_scope` writes it.
+        number: The record's number in the pipeline, if it has one.
     """
     pipeline = RUNTIME.pipeline
     if pipeline is not None:
         data = otlp_record(record, pipeline.resource.get("service.name"))
-        pipeline.emit(scope, data, urgent=record.severity.number >= _URGENT)
+        pipeline.emit(scope, data, urgent=record.severity.number >= _URGENT, number=number)
+
+
+def _handlers_of(standard: logging.Logger, level: int) -> bool:
+    """Whether standard logging has a handler that would take a record of ours."""
+    logger: logging.Logger | None = standard
+    while logger is not None:
+        if logger.handlers:
+            return True
+        if not logger.propagate:
+            break
+        logger = logger.parent
+    return logging.lastResort is not None and level >= logging.lastResort.level
 
 
 def _hand_to_standard(standard: logging.Logger, record: Record, level: int, exception: Any) -> None:
     """Gives our record to the standard handlers that would take it, whatever level the loggers above have."""
-    if not standard.hasHandlers() and (logging.lastResort is None or level < logging.lastResort.level):
-        return
     if getattr(_state, "handing_over", False):  # a handler that logs: the pipeline has it, and that is enough
         return
     _state.handing_over = True
@@ -509,12 +664,17 @@ def _hand_to_processors(record: Record) -> None:
 
 def _has_others(provider: Any) -> bool:
     """Whether a provider has processors that are not ours."""
-    multi = getattr(provider, "_multi_log_record_processor", None)
-    if multi is None:
+    try:
+        processors = provider._multi_log_record_processor._log_record_processors  # noqa: SLF001
+    except AttributeError:
         # not the SDK's as we know it: if it takes processors at all it may have some
         return hasattr(provider, "add_log_record_processor")
-    processors = getattr(multi, "_log_record_processors", ())
-    return any(not hasattr(processor, "jarvis_pipeline") for processor in processors)
+    # the SDK makes another tuple when one is added
+    if processors is not RUNTIME.own_processors:
+        if not all(hasattr(processor, "jarvis_pipeline") for processor in processors):
+            return True
+        RUNTIME.own_processors = processors
+    return False
 
 
 def _emit(provider: LoggerProvider, record: Record) -> None:

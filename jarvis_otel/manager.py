@@ -8,7 +8,6 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from openfeature import api
@@ -17,19 +16,20 @@ from openfeature.flag_evaluation import FlagEvaluationDetails
 from openfeature.hook import get_hooks
 from openfeature.transaction_context import get_transaction_context
 
-from jarvis_flags.evaluate import CALLERS_DEFAULT, Evaluation, Request, targeting_key, unknown_flag
-from jarvis_flags.model import EvaluationContext, FlagDefinition, FlagStatus
-from jarvis_flags.parse import parse_flags
-from jarvis_flags.provider import PROVIDER_NAME, YamlFlagProvider
-from jarvis_flags.settings import FlagSettings
-from jarvis_flags.snapshot import ExplainedStep, Snapshot, changed_flags
-from jarvis_flags.source import Change, FileSource, FlagSource, MemorySource
-from jarvis_flags.tree import load_tree
+from jarvis_flags.request import CALLERS_DEFAULT, PROVIDER_NAME, Request, targeting_key
 from jarvis_otel.context import current_operation
 from jarvis_otel.flag_hook import EvaluationHook, record_evaluation, report_event
 from jarvis_otel.logger import emit_event
 
+# What reads, compiles and changes flags is imported when there are flags to open: an application may import us and
+# never ask for one, and half of what the import would cost is there.
 if TYPE_CHECKING:
+    from jarvis_flags.evaluate import Evaluation
+    from jarvis_flags.model import EvaluationContext, FlagDefinition, FlagStatus
+    from jarvis_flags.provider import YamlFlagProvider
+    from jarvis_flags.settings import FlagSettings
+    from jarvis_flags.snapshot import ExplainedStep, Snapshot
+    from jarvis_flags.source import Change, FlagSource
     from jarvis_otel.admin.audit import AuditEntry
     from jarvis_otel.admin.service import FlagAdmin, Outcome
     from jarvis_otel.admin.store import Author
@@ -95,6 +95,9 @@ class FeatureFlagManager:
             service: What the process is called.
             service_flags: Ids of flags that a service declares beside those that name it.
         """
+        from jarvis_flags.snapshot import changed_flags  # noqa: PLC0415
+        from jarvis_flags.source import Change  # noqa: PLC0415
+
         with self._opening:
             old = self._source
             self._settings, self._service, self._in_memory = settings, service, False
@@ -120,6 +123,8 @@ class FeatureFlagManager:
     @property
     def provider(self) -> YamlFlagProvider:
         """The OpenFeature provider over the same flags, with our hook."""
+        from jarvis_flags.provider import YamlFlagProvider  # noqa: PLC0415
+
         source = self.source
         with self._opening:
             if self._provider is None:
@@ -129,6 +134,7 @@ class FeatureFlagManager:
     @property
     def admin(self) -> FlagAdmin:
         """The service that changes its flags."""
+        from jarvis_flags.source import FileSource, MemorySource  # noqa: PLC0415
         from jarvis_otel.admin.service import FlagAdmin  # noqa: PLC0415 - few processes change flags
         from jarvis_otel.admin.store import FileStore, MemoryStore  # noqa: PLC0415
 
@@ -143,6 +149,9 @@ class FeatureFlagManager:
             return self._admin
 
     def _open(self) -> FlagSource:
+        from jarvis_flags.settings import FlagSettings  # noqa: PLC0415
+        from jarvis_flags.source import FileSource, MemorySource  # noqa: PLC0415
+
         with self._opening:
             if self._source is None:
                 if self._in_memory:
@@ -150,6 +159,8 @@ class FeatureFlagManager:
                 else:
                     settings = self._settings or FlagSettings.load()
                     if self._path is not None:
+                        from pathlib import Path  # noqa: PLC0415
+
                         settings = replace(settings, flags_file=Path(self._path).absolute(), flags_file_named=True)
                     from jarvis_otel.admin.store import FileStore  # noqa: PLC0415 - not before there are flags to open
 
@@ -240,7 +251,11 @@ class FeatureFlagManager:
 
     def _evaluate(self, flag_id: str, user_id: str | int | None, context: EvaluationContext | None) -> Evaluation:
         snapshot = (self._source or self._open()).snapshot
-        flag = snapshot.flag(flag_id) or unknown_flag(flag_id, snapshot.metadata)
+        flag = snapshot.flag(flag_id)
+        if flag is None:
+            from jarvis_flags.evaluate import unknown_flag  # noqa: PLC0415
+
+            flag = unknown_flag(flag_id, snapshot.metadata)
         result = flag.constant
         if result is None:
             request = snapshot.request(context, user_id)
@@ -418,6 +433,8 @@ class FeatureFlagManager:
         Returns:
             Whether it was added; why not is logged.
         """
+        from jarvis_flags.source import FileSource, MemorySource  # noqa: PLC0415
+
         source = self.source
         try:
             if isinstance(source, MemorySource):
@@ -453,6 +470,12 @@ class FeatureFlagManager:
             ValueError: The file cannot be used at all; nothing changed.
             OSError: It cannot be read.
         """
+        from pathlib import Path  # noqa: PLC0415
+
+        from jarvis_flags.parse import parse_flags  # noqa: PLC0415
+        from jarvis_flags.source import FileSource, MemorySource  # noqa: PLC0415
+        from jarvis_flags.tree import load_tree  # noqa: PLC0415
+
         source = self.source
         if isinstance(source, FileSource):
             self._path = path

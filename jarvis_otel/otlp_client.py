@@ -6,19 +6,27 @@ import gzip
 import http.client
 import ssl
 import time
+import zlib
+from base64 import b64encode
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import orjson
 
 from jarvis_collector.config import is_loopback
+from jarvis_otel.otlp_settings import DEFAULT_TIMEOUT, OtlpTarget
+from jarvis_otel.terminal import printable
 
 __all__ = ["Answer", "OtlpClient"]
 
 _RETRY_AFTER_MAX = 300.0
 _RESPONSE_MAX = 64 * 1024
+_REASON_MAX = 200
+
+# The other side closed the connection between two requests.
+_CLOSED_MEANWHILE = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 
 class Answer(NamedTuple):
@@ -31,37 +39,44 @@ class Answer(NamedTuple):
 
 
 class OtlpClient:
-    """One kept-alive connection to the logs endpoint of a collector.
+    """One kept-alive connection to the logs endpoint of a collector; redirects are not followed.
 
     Args:
-        endpoint: Base URL of the collector, without `/v1/logs`.
-        headers: Headers of each request.
-        timeout: Seconds that one request may wait for its answer.
+        endpoint: Where requests go and how; or only the base URL of the collector, without `/v1/logs`.
+        headers: Headers of each request, where only a base URL is given.
+        timeout: Seconds that one request may wait for its answer, where only a base URL is given.
     """
 
-    def __init__(self, endpoint: str, headers: Mapping[str, str], timeout: float) -> None:
-        parts = urlsplit(endpoint)
-        self._secure = parts.scheme == "https"
-        self._host = parts.hostname or "127.0.0.1"
-        self._port = parts.port
-        self._path = f"{parts.path.rstrip('/')}/v1/logs"
-        self._timeout = timeout
-        self._headers = {"user-agent": "jarvis-otel", **headers, "content-type": "application/json"}
+    def __init__(
+        self, endpoint: OtlpTarget | str, headers: Mapping[str, str] | None = None, timeout: float = DEFAULT_TIMEOUT
+    ) -> None:
+        if isinstance(endpoint, str):
+            endpoint = OtlpTarget(f"{endpoint.rstrip('/')}/v1/logs", headers or {}, timeout)
+        self._target = endpoint
+        self._url = urlsplit(endpoint.url)
+        self._host = self._url.hostname or "127.0.0.1"
         # On this machine compressing costs more than it saves.
-        self._compress = not is_loopback(self._host)
-        if self._compress:
-            self._headers["content-encoding"] = "gzip"
+        self._compression = endpoint.compression or ("none" if is_loopback(self._host) else "gzip")
+        self._headers = {"user-agent": "jarvis-otel", **endpoint.headers, "content-type": "application/json"}
+        if self._compression != "none":
+            self._headers["content-encoding"] = self._compression
+        self._proxy = urlsplit(endpoint.proxy) if endpoint.proxy else None
+        self._path = f"{self._url.path or '/'}{'?' if self._url.query else ''}{self._url.query}"
+        if self._proxy is not None and self._url.scheme == "http":
+            self._path = f"http://{self._url.netloc}{self._path}"
+            self._headers.update(_proxy_authorization(self._proxy))
+        self._context: ssl.SSLContext | None = None
         self._connection: http.client.HTTPConnection | None = None
 
     def post(self, body: bytes) -> Answer:
         """Sends one request; a connection that the other side closed meanwhile is opened once more."""
-        if self._compress:
-            body = gzip.compress(body, 1)
+        if self._compression != "none":
+            body = gzip.compress(body, 1) if self._compression == "gzip" else zlib.compress(body, 1)
         fresh = self._connection is None
         try:
             try:
                 return self._post(body)
-            except (ConnectionError, http.client.RemoteDisconnected):
+            except _CLOSED_MEANWHILE:
                 self.close()
                 if fresh:
                     raise
@@ -69,27 +84,42 @@ class OtlpClient:
         except (OSError, http.client.HTTPException, ValueError) as error:
             self.close()
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            return Answer(0, reason)
+            return Answer(0, _line(reason))
 
     def _post(self, body: bytes) -> Answer:
+        deadline = time.monotonic() + self._target.timeout
         if self._connection is None:
-            if self._secure:
-                context = ssl.create_default_context()
-                self._connection = http.client.HTTPSConnection(
-                    self._host, self._port, timeout=self._timeout, context=context
-                )
-            else:
-                self._connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout)
+            self._connection = self._connect()
         self._connection.request("POST", self._path, body, self._headers)
         response = self._connection.getresponse()
-        content = response.read(_RESPONSE_MAX)
-        if not response.isclosed():
+        content = b""
+        while len(content) < _RESPONSE_MAX and (part := response.read1(_RESPONSE_MAX - len(content))):
+            content += part
+            # the socket's own timeout begins anew with each byte that trickles in
+            if time.monotonic() > deadline:
+                raise TimeoutError("the answer takes too long")
+        if response.isclosed() or response.length == 0:
+            response.close()
+        else:  # more than we care to read: the connection cannot be used again
             self.close()
-        reason = f"HTTP {response.status} {response.reason}".rstrip()
+        reason = _line(f"HTTP {response.status} {response.reason}".rstrip())
         if 200 <= response.status < 300:
             rejected, why = _rejected(content)
             return Answer(response.status, why or reason, rejected=rejected)
         return Answer(response.status, reason, _retry_after(response.getheader("retry-after")))
+
+    def _connect(self) -> http.client.HTTPConnection:
+        timeout = self._target.timeout
+        at = self._proxy or self._url
+        host, port = at.hostname or self._host, at.port
+        if self._url.scheme == "http":
+            return http.client.HTTPConnection(host, port, timeout=timeout)
+        self._context = self._context or _tls(self._target)
+        if self._proxy is None:
+            return http.client.HTTPSConnection(host, port, timeout=timeout, context=self._context)
+        connection = http.client.HTTPSConnection(host, port or 80, timeout=timeout, context=self._context)
+        connection.set_tunnel(self._host, self._url.port, _proxy_authorization(self._proxy))
+        return connection
 
     def close(self) -> None:
         """Closes the connection; the next request opens another."""
@@ -98,12 +128,42 @@ class OtlpClient:
             self._connection = None
 
 
+def _tls(target: OtlpTarget) -> ssl.SSLContext:
+    """What the collector's certificate is checked against, and what this process shows of its own.
+
+    Raises:
+        OSError: A file cannot be used; its name is in the message.
+    """
+    file = target.certificate
+    try:
+        context = ssl.create_default_context(cafile=file)
+        if target.client_certificate is not None:
+            file = target.client_certificate
+            # a key with a passphrase is an error: nobody is asked for it
+            context.load_cert_chain(file, target.client_key, password="")
+    except OSError as error:
+        raise OSError(f"{file}: {error.strerror or error}") from None
+    return context
+
+
+def _proxy_authorization(proxy: SplitResult) -> dict[str, str]:
+    if proxy.username is None:
+        return {}
+    user = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+    return {"proxy-authorization": f"Basic {b64encode(user.encode()).decode()}"}
+
+
+def _line(text: str) -> str:
+    """What the other side said, fit to be printed in a line of ours."""
+    return printable(text)[:_REASON_MAX]
+
+
 def _rejected(content: bytes) -> tuple[int, str]:
     """How many records an ExportLogsServiceResponse rejects, and why; an answer that is none counts as all well."""
     try:
         partial = orjson.loads(content)["partialSuccess"]
-        return max(0, int(partial["rejectedLogRecords"])), str(partial.get("errorMessage", ""))[:200]
-    except (ValueError, TypeError, KeyError):
+        return max(0, int(partial["rejectedLogRecords"])), _line(str(partial.get("errorMessage", "")))
+    except (ValueError, TypeError, KeyError, OverflowError):
         return 0, ""
 
 
@@ -113,6 +173,6 @@ def _retry_after(value: str | None) -> float | None:
         return None
     try:
         seconds = float(value) if value.strip().isdigit() else parsedate_to_datetime(value).timestamp() - time.time()
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
     return min(max(0.0, seconds), _RETRY_AFTER_MAX)

@@ -1,4 +1,4 @@
-"""From the logger to the collector: a bounded queue, and the one thread that ships it over OTLP/HTTP."""
+"""From the logger to the collector: the spool, and the one thread that ships it over OTLP/HTTP."""
 
 from __future__ import annotations
 
@@ -12,27 +12,29 @@ import sys
 import threading
 import time
 import weakref
-from collections import Counter, deque
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
 from jarvis_otel.encode import otlp_attributes
+from jarvis_otel.spool import Item, Orphan, Spool, adopt, forget_parent
 
 if TYPE_CHECKING:
     from jarvis_otel.otlp_client import Answer, OtlpClient
+    from jarvis_otel.settings import Settings
 
-__all__ = ["EXIT_SECONDS", "Counters", "Pipeline", "RecordQueue"]
+__all__ = ["EXIT_SECONDS", "SPOOL_BYTES", "Counters", "Pipeline"]
 
 EXIT_SECONDS = 2.0
 """So long may a process take at its end to deliver what waits."""
 
-RECORDS_MAX = 10_000
-BYTES_MAX = 32 * 1024 * 1024
+SPOOL_BYTES = 256 * 1024 * 1024
 BATCH_RECORDS = 1000
-BATCH_BYTES = 2 * 1024 * 1024
+_TICK_SECONDS = 1.0
 _GATHER_SECONDS = 0.05
 _BACKOFF_FIRST, _BACKOFF_MAX = 0.1, 5.0
 
@@ -45,111 +47,28 @@ class Counters:
     """What became of the records so far.
 
     Attributes:
-        accepted: Records that entered the queue.
+        accepted: Records that entered the spool.
         shipped: Records that a collector answered for.
-        waiting: Records that are in the queue or on their way.
-        dropped: Lost records by reason: `overflow` (the queue was full), `refused` (the collector will not have
-            them), `exit` (the process ended first), `failed` (could not be composed).
+        waiting: Records that are in the spool or on their way.
+        adopted: Records of processes that are gone, which this one shipped; not among the others.
+        dropped: Lost records by reason: `overflow` (the spool was full), `refused` (the collector will not have them),
+            `damaged` (somebody changed the spool), `exit` (there was no disk, and the process ended), `failed` (could
+            not be composed).
     """
 
     accepted: int
     shipped: int
     waiting: int
+    adopted: int
     dropped: Mapping[str, int]
-
-
-_Item = tuple[int, bytes, bytes]
-"""A record in the queue: its number, its scope, and the record itself."""
-
-
-class RecordQueue:
-    """Encoded records in memory, bounded by count and by bytes.
-
-    Two rings: where room is needed, the oldest routine record goes first, and only then urgent ones. What `take`
-    hands out still counts until `release`.
-
-    Args:
-        records_max: Records that may wait.
-        bytes_max: Bytes that they may hold together.
-    """
-
-    def __init__(self, records_max: int = RECORDS_MAX, bytes_max: int = BYTES_MAX) -> None:
-        self._records_max = records_max
-        self._bytes_max = bytes_max
-        self._routine: deque[_Item] = deque()
-        self._urgent: deque[_Item] = deque()
-        self._taken: deque[_Item] = deque()
-        self._count = 0
-        self._bytes = 0
-        # An RLock: a signal handler or a finaliser may log while this very thread is in append.
-        self.lock = threading.RLock()
-        self.appended = 0
-        self.overflowed = 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    @property
-    def oldest(self) -> int | None:
-        """The number, counted from 0, of the oldest record that is not settled."""
-        with self.lock:
-            return min((ring[0][0] for ring in (self._taken, self._routine, self._urgent) if ring), default=None)
-
-    def append(self, scope: bytes, record: bytes, *, urgent: bool) -> None:
-        """Adds a record, and makes room for it.
-
-        Args:
-            scope: The scope as `encode.otlp_scope` writes it.
-            record: The record as `encode.otlp_record` writes it.
-            urgent: Whether it is a WARNING or above, which outlives routine records.
-        """
-        with self.lock:
-            (self._urgent if urgent else self._routine).append((self.appended, scope, record))
-            self.appended += 1
-            self._count += 1
-            self._bytes += len(record)
-            if self._count > self._records_max or self._bytes > self._bytes_max:
-                self._make_room()
-
-    def _make_room(self) -> None:
-        while self._count > self._records_max or self._bytes > self._bytes_max:
-            ring = self._routine or self._urgent
-            if not ring:
-                return
-            self._forget(ring.popleft())
-            self.overflowed += 1
-
-    def _forget(self, item: _Item) -> None:
-        self._count -= 1
-        self._bytes -= len(item[2])
-
-    def take(self, records_max: int, bytes_max: int) -> list[_Item]:
-        """The oldest records in their order, at least one if any waits."""
-        taken: list[_Item] = []
-        size = 0
-        with self.lock:
-            while len(taken) < records_max and (self._routine or self._urgent):
-                routine_first = not self._urgent or (self._routine and self._routine[0] < self._urgent[0])
-                ring = self._routine if routine_first else self._urgent
-                size += len(ring[0][2])
-                if taken and size > bytes_max:
-                    break
-                taken.append(ring.popleft())
-            self._taken.extend(taken)
-        return taken
-
-    def release(self, count: int) -> None:
-        """Lets go of the oldest `count` records that were taken."""
-        with self.lock:
-            for _ in range(count):
-                self._forget(self._taken.popleft())
 
 
 class Pipeline:
     """Ships log records to a collector, in order and at least once, and never troubles the application.
 
-    Its thread starts with the first record. A forked child begins with an empty queue and a thread of its own; the
-    parent's records stay the parent's. At the end of the process what waits is delivered, for EXIT_SECONDS at most.
+    A record is safe in the spool when `put` returns. The thread ships what is there, oldest first, and adopts the
+    spools of processes that are gone. A forked child begins a spool and a thread of its own; the parent's records stay
+    the parent's. At the end of the process what waits is delivered, for EXIT_SECONDS at most; the rest stays on disk.
 
     Args:
         endpoint: Base URL of the collector, without `/v1/logs`.
@@ -157,8 +76,14 @@ class Pipeline:
         headers: Headers of each request.
         timeout: Seconds that one request may wait for its answer.
         quiet: Say nothing where there is no collector.
-        records_max: Records that may wait.
-        bytes_max: Bytes that they may hold together.
+        spool_dir: Where the spools of all processes lie; None keeps records in memory.
+        spool_bytes: Bytes that these may take together.
+        connect: Makes the client; that of `otlp_client` if None.
+
+    Attributes:
+        on_tick: Called in the pipeline's thread about each second.
+        numbers: The numbers of this process's records.
+        uid_prefix: What their uids begin with.
     """
 
     def __init__(
@@ -169,42 +94,71 @@ class Pipeline:
         headers: Mapping[str, str] | None = None,
         timeout: float = 3.0,
         quiet: bool = False,
-        records_max: int = RECORDS_MAX,
-        bytes_max: int = BYTES_MAX,
+        spool_dir: Path | None = None,
+        spool_bytes: int = SPOOL_BYTES,
+        connect: Callable[[], OtlpClient] | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.resource = resource
-        self._head = b'{"resourceLogs":[{"resource":' + orjson.dumps({"attributes": otlp_attributes(resource)})
-        self._head += b',"scopeLogs":['
+        self.on_tick: Callable[[], object] = lambda: None
+        self._resource_json = orjson.dumps({"attributes": otlp_attributes(resource)})
         self._headers = headers or {}
         self._timeout = timeout
         self._quiet = quiet
-        self._bounds = (records_max, bytes_max)
+        self._spool_dir = spool_dir
+        self._spool_bytes = spool_bytes
+        self._connect = connect
         self._begin()
         after_fork = weakref.WeakMethod(self._after_fork)
         os.register_at_fork(after_in_child=lambda: (method := after_fork()) and method())
         atexit.register(self.shutdown)
 
+    @classmethod
+    def of(cls, settings: Settings, resource: Mapping[str, Any], *, quiet: bool = False) -> Self | None:
+        """The pipeline that the settings describe; None where they want no records exported.
+
+        Args:
+            settings: Where the collector is, and the spool.
+            resource: Attributes of the process's OpenTelemetry resource.
+            quiet: Say nothing where there is no collector.
+        """
+        if not settings.logs_exporter or settings.sdk_disabled:
+            return None
+        return cls(
+            settings.otlp_endpoint,
+            resource,
+            headers=settings.otlp_headers,
+            timeout=settings.otlp_timeout,
+            quiet=quiet,
+            spool_dir=settings.spool_dir,
+            spool_bytes=settings.spool_max_bytes,
+        )
+
     def _begin(self) -> None:
-        self._queue = RecordQueue(*self._bounds)
+        self._spool = Spool(self._spool_dir, self._resource_json, bytes_max=self._spool_bytes)
         self._client: OtlpClient | None = None
         # SimpleQueue.put is re-entrant, which Event.set is not: a signal handler may log at any moment.
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._settled = threading.Condition()
+        self._changed = threading.Condition()
+        self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         self._asleep = False
         self._deadline: float | None = None
-        self._shipped = 0
+        self._next_tick = self._next_look = 0.0
+        self._shipped = self._adopted = 0
         self._dropped: Counter[str] = Counter()
         self._answered = False
         self._absent = False
+        self._unsafe = False
         self._reason = "not tried"
-        self._uid_prefix = os.urandom(8).hex()
-        self._uid_numbers = itertools.count(1)
+        self.uid_prefix = os.urandom(8).hex()
+        self.numbers = itertools.count(1)
 
     def _after_fork(self) -> None:
         if self._client is not None:
             self._client.close()
+        forget_parent()
+        self._spool.abandon()
         self._begin()
         if (util := sys.modules.get("multiprocessing.util")) is not None:
             # multiprocessing ends its children by os._exit, which runs its own finalisers but not atexit's; it
@@ -213,22 +167,33 @@ class Pipeline:
 
     def new_uid(self) -> str:
         """An id that no other record has."""
-        return f"{self._uid_prefix}-{next(self._uid_numbers):x}"
+        return f"{self.uid_prefix}-{next(self.numbers)}"
 
-    def emit(self, scope: bytes, record: bytes, *, urgent: bool) -> None:
+    def emit(self, scope: bytes, record: bytes, *, urgent: bool, number: int | None = None) -> None:
         """Takes one record; returns at once.
 
         Args:
             scope: The scope as `encode.otlp_scope` writes it.
             record: The record as `encode.otlp_record` writes it.
             urgent: Whether it is a WARNING or above: where room is needed, the others are dropped first.
+            number: Its number out of `numbers`; the next one if None.
         """
-        self._queue.append(scope, record, urgent=urgent)
+        number = next(self.numbers) if number is None else number
+        self.put(b"%d\t%b\t%b\n" % (number, scope, record), urgent=urgent)
+
+    def put(self, line: bytes, *, urgent: bool) -> None:
+        """Takes one record that is a line of the spool already.
+
+        Args:
+            line: Its number out of `numbers`, its scope and the record, as `spool` says.
+            urgent: As for `emit`.
+        """
+        self._spool.append(line, urgent=urgent)
         if self._asleep:
             self._asleep = False
             self._bell.put(None)
         elif self._thread is None:
-            self._start()
+            self.start()
 
     def count_failed(self) -> None:
         """Counts a record that could not be composed."""
@@ -236,34 +201,42 @@ class Pipeline:
 
     def counters(self) -> Counters:
         """What became of the records so far."""
-        dropped = dict(self._dropped)
-        if self._queue.overflowed:
-            dropped["overflow"] = self._queue.overflowed
-        return Counters(self._queue.appended, self._shipped, len(self._queue), dropped)
+        spool = self._spool
+        dropped = {"overflow": spool.overflowed, "damaged": spool.damaged, **self._dropped}
+        dropped = {reason: count for reason, count in dropped.items() if count}
+        return Counters(spool.appended, self._shipped, len(spool), self._adopted, dropped)
 
-    def flush(self, timeout: float = EXIT_SECONDS) -> bool:
+    @property
+    def spool_problem(self) -> str:
+        """Why records wait in memory and not on the disk; empty where all is well."""
+        return self._spool.problem
+
+    def flush(self, timeout: float = EXIT_SECONDS, *, patient: bool = True) -> bool:
         """Waits until what was emitted before is delivered (or refused), and tells whether it is.
 
         Args:
             timeout: Seconds to wait at most.
+            patient: Wait for a collector that is away, too; what is on the disk need not.
         """
-        target = self._queue.appended
+        mark = self._spool.mark()
         self._bell.put(None)
-        with self._settled:
-            return self._settled.wait_for(lambda: self._is_settled(target), timeout)
 
-    def _is_settled(self, target: int) -> bool:
-        oldest = self._queue.oldest
-        return oldest is None or oldest >= target
+        def over() -> bool:
+            return self._spool.passed(mark) or (not patient and self._absent)
+
+        with self._changed:
+            self._changed.wait_for(over, timeout)
+        return self._spool.passed(mark)
 
     def interrupted_in_append(self) -> bool:
-        """Whether the caller, a signal handler, interrupted this thread within the queue: then a flush must wait."""
-        return bool(self._queue.lock._is_owned())  # type: ignore[attr-defined]  # noqa: SLF001
+        """Whether the caller, a signal handler, interrupted this thread within the spool: then a flush must wait."""
+        return bool(self._spool.lock._is_owned())  # type: ignore[attr-defined]  # noqa: SLF001
 
     def shutdown(self, timeout: float = EXIT_SECONDS) -> bool:
         """Delivers what waits and ends the thread; safe to call twice.
 
-        Where no collector ever answered it tries once more and gives up. What is left is counted and told.
+        Where no collector ever answered it tries once more and gives up. What is on the disk is shipped by whoever
+        adopts it; what is only in memory is counted and told.
 
         Args:
             timeout: Seconds to take at most.
@@ -274,51 +247,128 @@ class Pipeline:
             if self._thread is not None:
                 self._bell.put(None)
                 self._thread.join(timeout)
-            if left := len(self._queue):
-                self._dropped["exit"] += left
+            left, lost, where = len(self._spool), self._spool.records_in_memory(), self._spool.home
+            self._spool.close()
+            why = f"no collector at {self.endpoint} ({self._reason})"
+            if lost:
+                self._dropped["exit"] += lost
+                self._say(f"{why}; {_records(lost)} of this process are lost")
+            if left > lost and not self._absent:  # else that was told
                 self._say(
-                    f"no collector at {self.endpoint} ({self._reason}); {_records(left)} of this process are lost"
+                    f"{why}; {_records(left - lost)} in {where} for the next process, or for: jarvis doctor --ship"
                 )
-        return not len(self._queue)
+            return not left
+        return not len(self._spool)
 
-    def _start(self) -> None:
-        with self._queue.lock:
-            if self._thread is not None or self._deadline is not None:
-                return
-            # named before it starts: a signal handler that logs meanwhile must not start another
-            self._thread = threading.Thread(target=self._run, name="jarvis-pipeline", daemon=True)
-            try:
-                self._thread.start()
-            except RuntimeError:  # too late in the life of the interpreter: shutdown() counts what waits
-                self._thread = None
+    def start(self) -> None:
+        """Starts the thread, which otherwise starts with the first record."""
+        if not self._starting.acquire(blocking=False):
+            return  # another thread is at it, or this very one in a signal handler
+        try:
+            if self._thread is None and self._deadline is None:
+                thread = threading.Thread(target=self._run, name="jarvis-pipeline", daemon=True)
+                # too late in the life of the interpreter: what waits stays on the disk
+                with contextlib.suppress(RuntimeError):
+                    thread.start()
+                    self._thread = thread
+        finally:
+            self._starting.release()
 
     def _run(self) -> None:
-        while True:
-            self._asleep = True
-            if not len(self._queue) and self._deadline is None:
-                self._bell.get()
-            self._asleep = False
-            if self._deadline is None:
-                self._wait(_GATHER_SECONDS)
-            while batch := self._queue.take(BATCH_RECORDS, BATCH_BYTES):
-                if not self._deliver(batch):
-                    break
-            if self._deadline is not None:
-                if self._client is not None:
-                    self._client.close()
-                return
+        while self._deadline is None:
+            self._rest()
+            self._ship(self._spool)
+            self._adopt()
+        self._ship(self._spool)
+        if self._client is not None:
+            self._client.close()
+
+    def _rest(self) -> None:
+        """Waits for something to do, and a moment longer for more of it."""
+        self._asleep = True
+        if not len(self._spool) and self._deadline is None:
+            self._wait(_TICK_SECONDS)
+        self._asleep = False
+        if len(self._spool) and self._deadline is None:
+            self._wait(_GATHER_SECONDS)
 
     def _wait(self, seconds: float) -> None:
-        """Waits, or less where flush or shutdown ring."""
-        with contextlib.suppress(queue.Empty):
-            self._bell.get(timeout=seconds)
+        """Waits, or less where flush or shutdown ring; does meanwhile what is due each second."""
+        until = time.monotonic() + seconds
+        self._tick()
+        while (rest := until - time.monotonic()) > 0:
+            try:
+                self._bell.get(timeout=min(rest, _TICK_SECONDS))
+            except queue.Empty:
+                self._tick()
+            else:
+                return
 
-    def _deliver(self, batch: list[_Item]) -> bool:
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now < self._next_tick and not self._spool.wants_spare:
+            return
+        self._next_tick = now + _TICK_SECONDS
+        self._spool.tend()
+        unsafe = bool(self._spool.problem)
+        if unsafe and not self._unsafe:
+            self._say(f"{self._spool_dir}: {self._spool.problem}; records wait in memory, and a crash would lose them")
+        self._unsafe = unsafe
+        with contextlib.suppress(Exception):  # what others do in this thread must not end it
+            self.on_tick()
+
+    def _adopt(self) -> None:
+        """Ships what processes left behind that are gone."""
+        if self._spool_dir is None or self._absent or self._deadline is not None or time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + _TICK_SECONDS
+        self._ship_orphans(self._spool_dir)
+
+    def _ship_orphans(self, directory: Path) -> None:
+        for orphan in adopt(directory):
+            with orphan:
+                if not self._ship(orphan):
+                    return
+                orphan.remove()
+
+    def ship_orphans(self, timeout: float) -> int:
+        """Ships in the calling thread what processes left behind that are gone, and ends the pipeline.
+
+        Args:
+            timeout: Seconds to take at most.
+
+        Returns:
+            The number of records that were delivered.
+        """
+        self._deadline = time.monotonic() + timeout
+        if self._spool_dir is not None:
+            self._ship_orphans(self._spool_dir)
+        if self._client is not None:
+            self._client.close()
+        return self._adopted
+
+    def probe(self) -> Answer:
+        """What the collector answers to a request without records; for people who look what is wrong."""
+        return self._connected().post(b'{"resourceLogs":[]}')
+
+    def _ship(self, store: Spool | Orphan) -> bool:
+        """Delivers all that waits in a spool; False where the process ends first."""
+        while batch := store.take(BATCH_RECORDS):
+            if not self._deliver(store, batch):
+                return False
+            if store is not self._spool:
+                if not self._ship(self._spool):
+                    return False
+            elif self._deadline is None:
+                self._tick()
+        return True
+
+    def _deliver(self, store: Spool | Orphan, batch: list[Item]) -> bool:
         """Sends until each record is answered for; False where the process ends first."""
         parts = [batch]
         while parts:
             part = parts.pop()
-            answer = self._send(part)
+            answer = self._send(_body(store.resource, part))
             if answer is None:
                 return False
             if answer.status in _AT_FAULT and len(part) > 1:
@@ -326,24 +376,26 @@ class Pipeline:
                 parts += [part[middle:], part[:middle]]
                 continue
             refused = len(part) if answer.status in _AT_FAULT else min(answer.rejected, len(part))
-            self._settle(len(part), refused, answer.reason)
+            self._settle(store, part, refused, answer.reason)
         return True
 
-    def _settle(self, count: int, refused: int, reason: str) -> None:
+    def _settle(self, store: Spool | Orphan, part: list[Item], refused: int, reason: str) -> None:
         if refused:
             if not self._dropped["refused"]:
                 self._say(
                     f"the collector at {self.endpoint} refused a record ({reason}); it and further ones are counted"
                 )
             self._dropped["refused"] += refused
-        self._shipped += count - refused
-        self._queue.release(count)
-        with self._settled:
-            self._settled.notify_all()
+        if store is self._spool:
+            self._shipped += len(part) - refused
+        else:
+            self._adopted += len(part) - refused
+        store.release(part)
+        with self._changed:
+            self._changed.notify_all()
 
-    def _send(self, part: list[_Item]) -> Answer | None:
+    def _send(self, body: bytes) -> Answer | None:
         """Sends one request until it is answered for good; None where the process ends first."""
-        body = self._body(part)
         for attempt in itertools.count():
             answer = self._connected().post(body)
             self._answered |= answer.status != 0
@@ -362,9 +414,12 @@ class Pipeline:
     def _connected(self) -> OtlpClient:
         """The client, made when there is something to send: an application need not wait for HTTP and TLS at import."""
         if self._client is None:
-            from jarvis_otel.otlp_client import OtlpClient  # noqa: PLC0415
+            if self._connect is not None:
+                self._client = self._connect()
+            else:
+                from jarvis_otel.otlp_client import OtlpClient  # noqa: PLC0415
 
-            self._client = OtlpClient(self.endpoint, self._headers, self._timeout)
+                self._client = OtlpClient(self.endpoint, self._headers, self._timeout)
         return self._client
 
     def _back_off(self, attempt: int, retry_after: float | None) -> bool:
@@ -383,28 +438,34 @@ class Pipeline:
         if not self._quiet:
             _tell(line)
 
-    def _body(self, part: list[_Item]) -> bytes:
-        scopes = (
-            scope + b",".join([record for _, _, record in items]) + b"]}"
-            for scope, items in itertools.groupby(part, key=lambda item: item[1])
-        )
-        return self._head + b",".join(scopes) + b"]}]}"
-
     def _tell_absent(self) -> None:
         if not self._absent:
             self._absent = True
+            where = "in memory" if self._spool.problem or self._spool_dir is None else f"in {self._spool_dir}"
             self._say(
-                f"no collector at {self.endpoint} ({self._reason}); records wait in memory "
-                f"(up to {self._bounds[0]:,}), nothing else is affected. Start one: jarvis collector"
+                f"no collector at {self.endpoint} ({self._reason}); records wait {where}, nothing else is affected. "
+                f"Start one: jarvis collector"
             )
+            with self._changed:
+                self._changed.notify_all()
 
     def _tell_back(self) -> None:
         if self._absent:
             self._absent = False
+            lost = sum(self.counters().dropped.values())
             self._say(
-                f"the collector at {self.endpoint} is back; {_records(len(self._queue))} waited and are on their way, "
-                f"{self._queue.overflowed:,} were dropped"
+                f"the collector at {self.endpoint} is back; {_records(len(self._spool))} waited and are on their way, "
+                f"{lost:,} were dropped"
             )
+
+
+def _body(resource: bytes, part: Sequence[Item]) -> bytes:
+    """An ExportLogsServiceRequest in OTLP/JSON."""
+    scopes = [
+        scope + b",".join([item[2] for item in items]) + b"]}"
+        for scope, items in itertools.groupby(part, key=lambda item: item[1])
+    ]
+    return b'{"resourceLogs":[{"resource":' + resource + b',"scopeLogs":[' + b",".join(scopes) + b"]}]}"
 
 
 def _records(count: int) -> str:

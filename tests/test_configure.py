@@ -221,3 +221,22 @@ def test_an_operation_is_carried_into_threads_and_pools(own_project, flag_file, 
     assert told["in a thread"]["correlation_id"] == told["in a pool"]["correlation_id"] == "trade-9"
     assert "trace_id" in told["in a thread"]
     assert "correlation_id" not in told["after"]
+
+
+def test_importing_us_imports_nothing_that_only_configure_or_a_flag_needs():
+    """A tool or a test imports an application without running it: what that costs is OpenTelemetry's and little more."""
+    later = """
+        yaml hashlib hmac zoneinfo shutil difflib http.client ssl requests google.protobuf importlib.metadata
+        jarvis_flags.evaluate jarvis_flags.parse jarvis_flags.model
+        jarvis_otel.pipeline jarvis_otel.spool jarvis_otel.settings jarvis_otel.exporters jarvis_otel.redaction
+    """
+    code = f"""
+        import sys
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk._logs import LoggerProvider
+        from openfeature import api
+        theirs = set(sys.modules)
+        from jarvis_otel import configure, flags, get_logger
+        print(sorted(set({later.split()}) & (set(sys.modules) - theirs)))
+    """
+    assert app(code).stdout == "[]\n"

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from jarvis_otel.encode import otlp_scope
-from jarvis_otel.pipeline import Pipeline, RecordQueue
+from jarvis_otel.pipeline import Counters, Pipeline
 from tests.otlp_sink import attributes_of, otlp_sink, records_of, until
 
 SCOPE = otlp_scope("trading")
@@ -83,7 +83,7 @@ def test_records_arrive_in_order_with_their_scopes_and_the_resource(sink, pipeli
     assert [r["scope"]["name"] for r in sink.received] == ["a" if n % 7 else "b" for n in range(50)]
     assert sink.received[0]["resource"] == {"attributes": [{"key": "service.name", "value": {"stringValue": "jarvis"}}]}
     assert sink.headers[0]["x-tenant"] == "jarvis"
-    assert pipeline.counters() == type(pipeline.counters())(accepted=50, shipped=50, waiting=0, dropped={})
+    assert pipeline.counters() == Counters(accepted=50, shipped=50, waiting=0, adopted=0, dropped={})
 
 
 def test_a_burst_travels_in_bounded_requests(sink, pipeline_to):
@@ -116,30 +116,10 @@ def test_without_a_collector_records_wait_and_one_line_says_so_and_then_they_all
     lines = capfd.readouterr().err.splitlines()
     url = f"http://127.0.0.1:{port}"
     assert "\n".join(lines) == (
-        f"jarvis: no collector at {url} (Connection refused); records wait in memory (up to 10,000), "
-        "nothing else is affected. Start one: jarvis collector\n"
+        f"jarvis: no collector at {url} (Connection refused); records wait in memory, nothing else "
+        "is affected. Start one: jarvis collector\n"
         f"jarvis: the collector at {url} is back; 2,500 records waited and are on their way, 0 were dropped"
     )
-
-
-def test_a_full_queue_drops_the_oldest_routine_records_first_and_counts_them():
-    queue = RecordQueue(records_max=10)
-    for number in range(30):
-        queue.append(SCOPE, line(number), urgent=number in (3, 5))
-    kept = [json.loads(record)["body"]["stringValue"] for _, _, record in queue.take(100, 10**6)]
-    assert kept == ["3", "5", *map(str, range(22, 30))]
-    assert (queue.overflowed, len(queue)) == (20, 10)
-
-
-def test_the_queue_is_bounded_by_bytes_too():
-    queue = RecordQueue(bytes_max=1000)
-    for number in range(100):
-        queue.append(SCOPE, b"%0100d" % number, urgent=False)
-    assert len(queue) == 10
-    assert [len(part) for part in (queue.take(100, 250), queue.take(1, 1), queue.take(100, 10**6))] == [2, 1, 7]
-    queue.release(10)
-    assert len(queue) == 0
-    assert queue.oldest is None
 
 
 def test_records_wait_for_a_collector_that_is_busy_and_its_retry_after_is_obeyed(sink, pipeline_to):
@@ -261,7 +241,19 @@ def test_an_uncaught_exception_loses_nothing(sink):
     assert sink.bodies == ["before"]
 
 
-def test_an_end_without_a_collector_says_what_is_lost():
+def test_an_end_without_a_collector_says_where_the_records_wait(own_project):
+    port = free_port()
+    result = run("for n in range(7): log.info(str(n))", f"http://127.0.0.1:{port}")
+    assert result.returncode == 0
+    (left,) = (own_project / "var" / "spool").iterdir()
+    assert result.stderr.splitlines()[-1] == (
+        f"jarvis: no collector at http://127.0.0.1:{port} (Connection refused); "
+        f"7 records in {left} for the next process, or for: jarvis doctor --ship"
+    )
+
+
+def test_an_end_without_a_collector_and_without_a_disk_says_what_is_lost(own_project):
+    (own_project / "var").write_text("in the way")
     port = free_port()
     result = run("for n in range(7): log.info(str(n))", f"http://127.0.0.1:{port}")
     assert result.returncode == 0

@@ -6,8 +6,11 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from jarvis_collector.config import CollectorConfig, CollectorError
+from jarvis_collector.config import CollectorConfig, CollectorError, is_loopback
+from jarvis_otel.otlp_settings import DEFAULT_ENDPOINT
+from jarvis_otel.pipeline import Pipeline
 from jarvis_otel.settings import Settings
 
 __all__ = ["add_parser"]
@@ -57,12 +60,38 @@ def run(args: argparse.Namespace) -> int:
         host=args.host or settings.collector_host,
         port=settings.collector_port if args.port is None else args.port,
     )
+    adopters: list[Pipeline] = []
+
+    def ready(port: int) -> None:
+        _write_port(args.port_file, port)
+        if _is_meant(settings, port):
+            # what a process left in the spool that is gone need not wait for the next one of its kind
+            adopters.append(
+                Pipeline(f"http://{_bracketed(config.host)}:{port}", {}, quiet=True, spool_dir=settings.spool_dir)
+            )
+            adopters[0].start()
+
     try:
-        server.run(config, ready=lambda port: _write_port(args.port_file, port))
+        server.run(config, ready=ready)
     except CollectorError as error:
         print(f"jarvis collector: {error}", file=sys.stderr)
         return 2
+    finally:
+        for adopter in adopters:
+            adopter.shutdown(0.0)
     return 0
+
+
+def _is_meant(settings: Settings, port: int) -> bool:
+    """Whether this collector is the one that the project's processes ship to."""
+    if not settings.logs_exporter:
+        return False
+    url = urlsplit(settings.otlp_endpoint)
+    return settings.otlp_endpoint == DEFAULT_ENDPOINT or (is_loopback(url.hostname or "") and url.port == port)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _write_port(path: Path | None, port: int) -> None:

@@ -125,19 +125,17 @@ def _run(run: Run, args: argparse.Namespace, *, needs_flags: bool) -> int:
 
 
 def _announce(flags: FlagSession) -> None:
-    """Sends the log records of changes to the collector, if there is one; the audit has them in any case."""
-    settings = flags.settings
-    if not settings.logs_exporter or settings.sdk_disabled:
-        return
+    """Sends the log records of changes to the collector; the audit has them in any case."""
     from jarvis_otel.manager import announce  # noqa: PLC0415 - only where something changed
     from jarvis_otel.pipeline import Pipeline  # noqa: PLC0415
     from jarvis_otel.runtime import RUNTIME  # noqa: PLC0415
 
     resource = {"service.name": "jarvis-cli", "host.name": socket.gethostname()}
     resource["deployment.environment.name"] = flags.snapshot.environment
-    pipeline = Pipeline(
-        settings.otlp_endpoint, resource, headers=settings.otlp_headers, timeout=settings.otlp_timeout, quiet=True
-    )
+    # where there is no collector now, the records wait in the spool
+    pipeline = Pipeline.of(flags.settings, resource, quiet=True)
+    if pipeline is None:
+        return
     RUNTIME.pipeline = pipeline
     for entry in flags.told:
         announce(entry)

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"jarvis: {problem}", file=sys.stderr)
     if settings.problems:
         return 2
-    environ = _environ(os.environ, args.service)
+    environ = _environ(os.environ, args.service, Path(command[0]).name)
     try:
         os.execvpe(command[0], command, environ)  # noqa: S606
     except OSError as error:
@@ -52,9 +52,12 @@ def run(args: argparse.Namespace) -> int:
     return 2
 
 
-def _environ(environ: Mapping[str, str], service: str | None) -> dict[str, str]:
+def _environ(environ: Mapping[str, str], service: str | None, command: str) -> dict[str, str]:
     """The command's environment: our sitecustomize is found before any other."""
     site = str(Path(__file__).parent.parent / "auto" / "site")
     others = [entry for entry in environ.get("PYTHONPATH", "").split(os.pathsep) if entry and entry != site]
     named = {"OTEL_SERVICE_NAME": service} if service else {}
-    return {**environ, **named, "PYTHONPATH": os.pathsep.join([site, *others])}
+    # this command takes any distro that is installed unless one is named
+    ours = dict.fromkeys(("OTEL_PYTHON_DISTRO", "OTEL_PYTHON_CONFIGURATOR"), "jarvis")
+    defaults = ours if command == "opentelemetry-instrument" else {}
+    return {**defaults, **environ, **named, "PYTHONPATH": os.pathsep.join([site, *others])}

@@ -33,7 +33,7 @@ class LogCommands:
     Args:
         name: The command, as messages name it: `query`, `trace`, `errors` or `reproduce`.
         log_dir: The log directory.
-        settings: Where the flag file is.
+        settings: Where the flag file is, and the key of the users' pseudonyms.
     """
 
     def __init__(self, name: str, log_dir: Path, settings: Settings) -> None:
@@ -78,7 +78,7 @@ class LogCommands:
             service=args.service,
             correlation_id=args.correlation_id,
             trace_id=args.trace_id,
-            user_id=args.user,
+            user_id=self._names_of(args.user),
             flag=args.flag,
             since=args.since,
             until=args.until,
@@ -94,6 +94,14 @@ class LogCommands:
         else:
             count = _write_all(_FORMATS[args.format], self._logs.scan(criteria))
         return FOUND if count else self._nothing("nothing found")
+
+    def _names_of(self, user_id: str | None) -> tuple[str, ...] | None:
+        """The names by which records know a user: the id, and its pseudonym where there is a key for one."""
+        if user_id is None or not self._settings.hmac_key:
+            return user_id if user_id is None else (user_id,)
+        from jarvis_otel.redaction import pseudonym  # noqa: PLC0415 - takes long; most questions need none
+
+        return (user_id, pseudonym(self._settings.hmac_key, user_id))
 
     def _trace(self, args: Namespace) -> int:
         trace = self._logs.trace(args.correlation_id)

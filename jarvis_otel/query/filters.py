@@ -26,6 +26,7 @@ __all__ = [
     "level_filter",
     "text_filter",
     "trace_filter",
+    "user_filter",
 ]
 
 Record = Mapping[str, Any]
@@ -129,6 +130,12 @@ def level_filter(text: str) -> Filter:
 def field_filter(key: str, value: str) -> Filter:
     """Records of which one key of the line is exactly this text."""
     return Filter(lambda record: record.get(key) == value, equalling(value))
+
+
+def user_filter(names: Iterable[str]) -> Filter:
+    """Records of a user, who may be known by several names: an id and its pseudonym."""
+    wanted = frozenset(names)
+    return Filter(lambda record: _text(record.get("user_id")) in wanted, _any_of(sorted(wanted)))
 
 
 def correlation_filter(correlation_id: str, trace_ids: Iterable[str] = ()) -> Filter:

@@ -24,6 +24,7 @@ from jarvis_otel.query.filters import (
     level_filter,
     text_filter,
     trace_filter,
+    user_filter,
 )
 from jarvis_otel.query.times import Interval, resolve_interval
 from jarvis_otel.query.where import where_filter
@@ -57,7 +58,7 @@ class Criteria:
         service: str | None = None,
         correlation_id: str | None = None,
         trace_id: str | None = None,
-        user_id: str | None = None,
+        user_id: str | tuple[str, ...] | None = None,
         flag: str | None = None,
         since: str | datetime | None = None,
         until: str | datetime | None = None,
@@ -72,7 +73,7 @@ class Criteria:
             service: The component.
             correlation_id: A correlation id or a trace id.
             trace_id: A trace id, 32 hex digits.
-            user_id: The user.
+            user_id: The user, by one name or by any of several.
             flag: `FLAG` was on, `FLAG=off` or `FLAG=variant` gave that.
             since: The earliest time, see `parse_time`; a naive datetime is local time.
             until: The latest time.
@@ -87,7 +88,7 @@ class Criteria:
         asked = (
             ("correlation_id", correlation_filter, correlation_id),
             ("trace_id", trace_filter, trace_id),
-            ("user_id", lambda value: field_filter("user_id", value), user_id),
+            ("user_id", user_filter, (user_id,) if isinstance(user_id, str) else user_id),
             ("text", text_filter, text),
             ("flag", flag_filter, flag),
             ("where", where_filter, where),

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Final, Protocol, cast
+from typing import Any, Protocol, cast
 
 from openfeature.exception import ErrorCode
 from openfeature.flag_evaluation import Reason
@@ -21,6 +21,7 @@ from jarvis_flags.jsonlogic import Frame, compile_logic
 from jarvis_flags.model import FlagDefinition, FlagStatus, RolloutRule
 from jarvis_flags.overrides import Override
 from jarvis_flags.parse import Segment, compile_segment, pin_name
+from jarvis_flags.request import CALLERS_DEFAULT, Request, result_name, targeting_key
 from jarvis_flags.schedule import Schedule, parse_moment, parse_schedule
 
 __all__ = [
@@ -41,14 +42,6 @@ __all__ = [
     "unknown_flag",
 ]
 
-
-class _CallersDefault:
-    def __repr__(self) -> str:
-        return "CALLERS_DEFAULT"
-
-
-CALLERS_DEFAULT: Final = _CallersDefault()
-"""Stands as a value for: whatever the caller gave as default."""
 
 _ON_WORDS = frozenset({"true", "1", "on"})
 _OFF_WORDS = frozenset({"false", "0", "off"})
@@ -83,53 +76,6 @@ class Evaluation:
     def __post_init__(self) -> None:
         name = result_name(self.variant, self.value, self.reason)
         object.__setattr__(self, "series", (self.flag_id, name, self.reason.value.lower()))
-
-
-def result_name(variant: str | None, value: Any, reason: str | None) -> str | None:
-    """The name of a result: its variant, else `on` or `off` for a boolean, and `off` for a disabled flag."""
-    if variant is not None:
-        return variant
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return "off" if reason == Reason.DISABLED else None
-
-
-_NO_ATTRIBUTES: Mapping[str, Any] = MappingProxyType({})
-
-
-class Request:
-    """One evaluation's question, and what its rules found out on the way.
-
-    Attributes:
-        user: The user as text, or None.
-        environment: The environment, always known.
-        request_id: What a percentage hashes where there is no user.
-        attributes: What segments ask about.
-        missed: Whether a percentage rule applied and the key was out, or missing.
-        key_missing: Whether a percentage rule found no key.
-    """
-
-    # no slots: what most requests leave as it is costs nothing to set
-    missed = False
-    key_missing = False
-
-    def __init__(
-        self,
-        user: str | None,
-        environment: str,
-        request_id: str | None = None,
-        attributes: Mapping[str, Any] = _NO_ATTRIBUTES,
-    ) -> None:
-        self.user = user
-        self.environment = environment
-        self.request_id = request_id
-        self.attributes = attributes
-
-    def own(self, name: str) -> str | None:
-        """What a condition finds under an attribute that the request has of itself."""
-        if name == "environment":
-            return self.environment
-        return self.request_id if name == "request_id" else self.user
 
 
 Decide = Callable[[Request], Evaluation | None]
@@ -289,15 +235,6 @@ class HeldFlag:
         """What the flag gave at the start, unless it is off by now."""
         now = self._now.evaluate(_again(request))
         return self._started.evaluate(request) if now.on else now
-
-
-def targeting_key(value: Any) -> str | None:
-    """A user id or attribute as the text that is hashed and compared: of a string or an int (not bool), else None."""
-    if isinstance(value, str):
-        return value or None
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return None
 
 
 def read_pin(text: str, variants: Mapping[str, Any] | None) -> str | None:

@@ -18,14 +18,13 @@ from openfeature.flag_evaluation import FlagEvaluationDetails, FlagResolutionDet
 from openfeature.hook import Hook
 from openfeature.provider import AbstractProvider, Metadata
 
-from jarvis_flags.evaluate import CALLERS_DEFAULT, Evaluation, Request, targeting_key
+from jarvis_flags.evaluate import Evaluation
+from jarvis_flags.request import CALLERS_DEFAULT, PROVIDER_NAME, Request, targeting_key
 from jarvis_flags.settings import FlagSettings
 from jarvis_flags.snapshot import Snapshot, changed_flags
 from jarvis_flags.source import Change, FileSource, FlagSource
 
 __all__ = ["PROVIDER_NAME", "YamlFlagProvider", "request_of"]
-
-PROVIDER_NAME = "jarvis-flags"
 
 _Value = TypeVar("_Value")
 

@@ -1,0 +1,190 @@
+"""`jarvis doctor`: whether everything here works, and what to do where it does not."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import orjson
+
+from jarvis_otel.settings import Settings
+from jarvis_otel.terminal import Paint, printable, wants_color
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+__all__ = ["add_parser", "run"]
+
+_EPILOG = """\
+examples:
+  jarvis doctor
+  jarvis doctor --ship     # delivers what processes left in the spool that are gone
+
+Exit code 0: all is well. 1: something is not, and its line says what to do.
+"""
+_MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "problem": ("✗", "red")}
+
+
+class Finding(NamedTuple):
+    """What was looked at, and how it is.
+
+    Attributes:
+        what: settings, flags, collector, spool, logs.
+        state: ok, warning or problem.
+        text: How it is.
+        cure: What to do; empty where all is well.
+    """
+
+    what: str
+    state: str
+    text: str
+    cure: str = ""
+
+
+def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds `doctor` to the command line."""
+    parser = commands.add_parser(
+        "doctor",
+        help="check that everything works; deliver what was left behind",
+        description="Checks settings, flags, collector, spool and log directory of this project.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--ship", action="store_true", help="deliver the records of processes that are gone, then check"
+    )
+    parser.add_argument(
+        "--timeout", type=_seconds, default=60.0, metavar="SECONDS", help="for --ship, at most (default: 60)"
+    )
+    parser.add_argument("--format", choices=("human", "json"), default="human", help="how to print (default: human)")
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints what was found; 0 where nothing is wrong, 1 otherwise."""
+    settings = Settings.load()
+    findings = [*_settings(settings), *_flags(settings), *_collector(settings)]
+    if args.ship:
+        findings.append(_ship(settings, args.timeout))
+    findings += [*_spool(settings), *_logs(settings)]
+    if args.format == "json":
+        sys.stdout.write(orjson.dumps([finding._asdict() for finding in findings], option=orjson.OPT_INDENT_2).decode())
+        print()
+    else:
+        paint = Paint(color=wants_color(sys.stdout))
+        for finding in findings:
+            mark, color = _MARKS[finding.state]
+            cure = f"; {finding.cure}" if finding.cure else ""
+            print(f"{paint(mark, color)} {finding.what:<9}  {printable(finding.text + cure)}")
+    return 0 if all(finding.state != "problem" for finding in findings) else 1
+
+
+def _settings(settings: Settings) -> Iterator[Finding]:
+    for problem in settings.problems:
+        yield Finding("settings", "problem", problem, "its default is used")
+    if not settings.problems:
+        yield Finding("settings", "ok", f"project {settings.flags.home}")
+
+
+def _flags(settings: Settings) -> Iterator[Finding]:
+    from jarvis_otel.manager import FeatureFlagManager  # noqa: PLC0415
+
+    file = settings.flags.flags_file
+    if not file.exists():
+        yield Finding("flags", "warning", f"there is no {file}", "every flag is its caller's default")
+        return
+    manager = FeatureFlagManager.of_process()
+    try:
+        manager.use(settings.flags)
+        snapshot = manager.source.snapshot
+        for problem in snapshot.problems:
+            yield Finding("flags", "problem", str(problem), "see: jarvis flags lint")
+        if not snapshot.problems:
+            yield Finding("flags", "ok", f"{len(snapshot.definitions)} in {file}, environment {snapshot.environment}")
+    finally:
+        manager.close()
+
+
+def _collector(settings: Settings) -> Iterator[Finding]:
+    if settings.sdk_disabled:
+        yield Finding("collector", "warning", "OTEL_SDK_DISABLED: nothing is exported")
+        return
+    from jarvis_otel.pipeline import Pipeline  # noqa: PLC0415
+
+    pipeline = Pipeline.of(settings, {}, quiet=True)
+    if pipeline is None:
+        yield Finding("collector", "warning", "OTEL_LOGS_EXPORTER: records are not exported")
+        return
+    answer = pipeline.probe()
+    pipeline.shutdown(0.0)
+    if 200 <= answer.status < 300:
+        yield Finding("collector", "ok", f"{pipeline.endpoint} answers")
+    elif answer.status:
+        yield Finding(
+            "collector", "problem", f"{pipeline.endpoint} answers {answer.reason}", "is that an OTLP/HTTP port?"
+        )
+    else:
+        yield Finding("collector", "problem", f"{pipeline.endpoint}: {answer.reason}", "start one: jarvis collector")
+
+
+def _ship(settings: Settings, timeout: float) -> Finding:
+    from jarvis_otel.pipeline import Pipeline  # noqa: PLC0415
+
+    pipeline = Pipeline.of(settings, {}, quiet=True)
+    if pipeline is None:
+        return Finding("shipped", "problem", "nothing: records are not exported", "see OTEL_LOGS_EXPORTER")
+    shipped = pipeline.ship_orphans(timeout)
+    dropped = sum(pipeline.counters().dropped.values())
+    pipeline.shutdown(0.0)
+    refused = f", {dropped:,} refused" if dropped else ""
+    return Finding("shipped", "warning" if dropped else "ok", f"{shipped:,} records{refused}")
+
+
+def _spool(settings: Settings) -> Iterator[Finding]:
+    from jarvis_otel.spool import adopt, usage  # noqa: PLC0415
+
+    directory = settings.spool_dir
+    waiting = owners = 0
+    for orphan in adopt(directory):
+        with orphan:
+            waiting += len(orphan)
+            owners += 1
+    used = usage(directory)
+    size = f"{used.bytes / 2**20:.0f} of {settings.spool_max_bytes / 2**20:.0f} MiB"
+    text = f"{directory}: {size}, {used.owners - owners} processes live"
+    if waiting:
+        cure = "the next process delivers them, or: jarvis doctor --ship"
+        yield Finding("spool", "warning", f"{text}; {waiting:,} records of {owners} that are gone", cure)
+    else:
+        yield Finding("spool", *_writable(directory, text))
+
+
+def _logs(settings: Settings) -> Iterator[Finding]:
+    directory = settings.log_dir
+    days = sorted(directory.glob("jarvis-*.jsonl"))
+    text = f"{directory}: {days[-1].name} is the latest" if days else f"{directory}: no records yet"
+    yield Finding("logs", *_writable(directory, text))
+
+
+def _writable(directory: Path, text: str) -> tuple[str, str, str]:
+    """State, text and cure of a directory that is made where it is missing."""
+    there = directory
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return "ok", text, ""
+    return "problem", text, f"{there} cannot be written"
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds <= 86_400:
+        raise argparse.ArgumentTypeError(f"got {text!r}, want seconds from 0 to 86400")
+    return seconds

@@ -1,0 +1,735 @@
+"""Takes secrets out of what is about to leave the process, and gives users pseudonyms."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import hmac
+import logging
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from re import _constants as codes  # type: ignore[attr-defined]
+from re import _parser as sre  # type: ignore[attr-defined]
+from typing import Any, TypeVar
+
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import Event, ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.trace import Link, Status
+
+from jarvis_flags.regex import RegexError, compile_regex
+from jarvis_otel.secrets import (
+    NAME_HINTS,
+    SHAPES,
+    NameRule,
+    Shape,
+    is_key_bytes,
+    looks_secret,
+    name_rule,
+    secret_span,
+)
+
+__all__ = [
+    "PATHS_MAX",
+    "SHORTEST",
+    "RedactingSpanExporter",
+    "Redactor",
+    "Unredacted",
+    "compile_keys",
+    "compile_patterns",
+    "pseudonym",
+]
+
+SHORTEST = 8
+"""No text of fewer characters is looked into: `pwd=abcd` is the least that tells something.
+
+A caller in a hurry asks for the length itself, and calls `Redactor.text` only from here on.
+"""
+PATHS_MAX = 20
+"""So many places of secrets are told at once; secrets beyond them are taken out all the same."""
+
+_NAMES_MAX = 4_096
+_NAME_LENGTH_MAX = 128
+_PATH_LENGTH_MAX = 200
+_ALWAYS_PLAIN = ("trace_id", "span_id", "session_id", "session.id", "log.record.uid")
+_FLAG_PREFIXES = ("jarvis.flag.", "feature_flag.")
+"""Flags hold no secrets (lint sees to it), though one may be named NEW_JWT."""
+_PLAIN, _SECRET, _SIGNATURE = NameRule.PLAIN, NameRule.SECRET, NameRule.SIGNATURE
+
+_SIGNATURE_TEXT = re.compile(r"[1-9A-HJ-NP-Za-km-z]{87,88}")
+_MARK = re.compile(r"\[redacted [\w.\-]{1,64}\]")
+
+
+def _mark(kind: str) -> str:
+    return f"[redacted {_UNFIT.sub('_', kind[:64])}]"
+
+
+_UNFIT = re.compile(r"[^\w.\-]")
+
+
+def _gate(first: str, then: str = "") -> Callable[[str], re.Match[str] | None]:
+    """Searches for what may be a secret around a character, which `re` finds by memchr as each hint begins with it.
+
+    Args:
+        first: The character, and more where hints of another kind begin with it, too.
+        then: What follows it in all of these hints: asked once, it spares asking each.
+    """
+    hints = [*(hint for shape in SHAPES for hint in shape.hints), *NAME_HINTS]
+    own = [hint.removeprefix("\\") for hint in hints]
+    choice = "|".join(hint[len(first) :] for hint in own if hint.startswith(first))
+    return re.compile(f"{re.escape(first)}{then}(?:{choice})", re.ASCII).search
+
+
+_colon, _comma, _option = map(_gate, (":", ",", "--"))
+_underscore = _gate("_", r"(?=[A-Za-z0-9+/]{16})")
+_dash = _gate("-", r"(?=[A-Za-z0-9_\-]{9})")
+_capital_a, _capital_j, _percent, _zero, _bracket, _parenthesis = map(_gate, "AJ%0[(")
+
+_ENCODED_MIN = 39
+"""A bot token with its colon as %3A has so many characters at least."""
+_LONG_MIN = 66
+"""What is only in longer texts: private keys in hex (66), base58 (87) and as lists of bytes (129), and cut texts."""
+_RUN = 87
+_TAIL = 700
+# up to the last character of a stretch that is no digit of base58
+_leap = re.compile(r"(?s).{0,86}[^1-9A-HJ-NP-Za-km-z]").match
+
+
+def _is_suspect(text: str) -> bool:
+    """Whether a long text may hold what only long texts can hold."""
+    return bool(
+        ("0" in text and _zero(text))
+        or ("[" in text and _bracket(text))
+        or ("(" in text and _parenthesis(text))
+        or (len(text) >= _RUN and _has_run(text))
+        or (text[-1] == "]" and _CUT_OFF.search(text, max(0, len(text) - _TAIL)))
+    )
+
+
+def _has_run(text: str) -> bool:
+    """Whether 87 digits of base58 follow each other; goes ahead from blank to blank, as far apart as can be."""
+    at, last = 0, len(text) - _RUN
+    while at <= last:
+        blank = text.rfind(" ", at, at + _RUN)
+        if blank >= 0:
+            at = blank + 1
+        elif other := _leap(text, at):
+            at = other.end()
+        else:
+            return True
+    return False
+
+
+_Search = Callable[[str], object]
+_FINDERS: tuple[tuple[Shape, _Search], ...] = tuple(
+    (shape, re.compile("|".join(shape.hints), re.ASCII).search if shape.hints else _has_run) for shape in SHAPES
+)
+
+
+def _without_shape(text: str, shape: Shape) -> str:
+    pieces: list[str] = []
+    done = 0
+    for match in shape.pattern.finditer(text):
+        if shape.holds is None or shape.holds(match):
+            start, end = secret_span(shape, match)
+            pieces += (text[done:start], _mark(shape.kind))
+            done = end
+    return "".join((*pieces, text[done:])) if pieces else text
+
+
+# A name, and what parts it from its value.
+_NAMED = re.compile(
+    r"(?<![\w.\-])(?P<name>[\w.\-]++)[\"'\\\]]{0,4}[ \t]{0,8}(?P<part>=>|:=|={1,3}|:(?!//|:))[ \t]{0,8}", re.ASCII
+)
+# An option of a command line.
+_OPTION = re.compile(r"(?<![\w\-])--(?P<name>[A-Za-z][\w\-]{0,63})(?P<part>[ \t]{1,8})(?![\-\s])", re.ASCII)
+# Two quoted texts, as in ("authorization", "…") and ["psql", "--password", "…"].
+_COUPLE = re.compile(
+    r"(?P<open>[\[(]?)b?(?P<quote>[\"'])(?P<name>-{0,2}[A-Za-z][\w.\-]{0,63})(?P=quote)"
+    r"(?P<part>,[ \t\n]{0,8})(?=b?[\"'])",
+    re.ASCII,
+)
+_WORD_BEFORE = re.compile(r"([A-Za-z]{2,16}) \Z")
+_LAST_WORDS = frozenset({"key", "keys", "phrase", "token", "card"})
+"""`private key: …`, `seed phrase: …`: what may be the second word of a name in a text for people."""
+
+_QUOTED = re.compile(
+    r"""b?"(?P<double>(?:[^"\\]++|\\.)*)|b?'(?P<single>(?:[^'\\]++|\\.)*)"""
+    r"""|\\"(?P<escaped>(?:[^"\\]++|\\\\(?:\\.)?|\\[^"\\])*)|\\'(?P<escaped1>(?:[^'\\]++|\\\\(?:\\.)?|\\[^'\\])*)""",
+    re.DOTALL,
+)
+# Up to a blank, or to a mark or bracket that ends a value: at the end, before another one, before the next name.
+_BARE = re.compile(
+    r"(?:\[redacted [\w.\-]{1,64}\]|[^\s&\"'<>,;()\[\]{}\\]++|\\(?![\"']|\Z)"
+    r"|[&\"'<>,;()\[\]{}](?![\s\"',;)\]}>&]|\Z|[\w.\-]{1,40}[=:]))*"
+)
+# Up to the end of the line, or of the quotes around it.
+_LINE = re.compile(r"(?:[^\r\n\"'\\]++|[\"'](?![\s,;)\]}]|\Z)|\\(?![nr\"']))*")
+_BRACKET = re.compile(r"[\[\](){}]")
+_OF_A_LINE = re.compile(r"cookie|authori[sz]ation|phrase|mnemonic", re.IGNORECASE)
+_OF_WORDS = re.compile(r"phrase|mnemonic", re.IGNORECASE)
+_SCHEME = re.compile(r"(?:basic|bearer|token|bot|apikey|jwt|negotiate|ntlm)[ \t]+", re.IGNORECASE)
+_CODE_MAX = 80
+_SAYS_NOTHING = (
+    " absent any bad bool bytes changed denied disabled empty enabled expired failed false found granted hidden "
+    "incorrect int invalid is malformed mismatch missing must no none not null object off ok on optional rejected "
+    "removed required rotated set str string success successful true undefined unknown unset valid was wrong yes "
+)
+_MASK = re.compile(r"[*•.xX\-]+")
+
+_CUT_OFF = re.compile(
+    r"(?:[0-9]{6,12}:[A-Za-z0-9_\-]{4,29}|(?<![1-9A-HJ-NP-Za-km-z])[1-9A-HJ-NP-Za-km-z]{45,86}"
+    r"|[\[(]\s{0,9}(?:[0-9]{1,3}\s{0,9},\s{0,9}){8,63}[0-9]{0,3}"
+    r"|(?<=://)[^\s/:@]{0,64}:(?![0-9]{1,5}…)[^\s/@]{1,256})(?=…\[truncated [0-9]{1,9}\]\Z)"
+)
+"""What is left of a secret where a text was cut off in the middle of it."""
+
+
+def _closing(text: str, start: int) -> int:
+    """Where a bracket closes; the end of the text where it does not."""
+    depth = 0
+    for bracket in _BRACKET.finditer(text, start):
+        depth += 1 if bracket[0] in "[({" else -1
+        if depth == 0:
+            return bracket.end()
+    return len(text)
+
+
+class Redactor:
+    """Takes secrets out of texts and values; what holds none is handed back as the very same object.
+
+    It keeps no state but bounded caches, and may be shared by threads.
+
+    Args:
+        keys: Further patterns of names whose values are secret, found anywhere in a name in any case (`compile_keys`).
+        patterns: Further shapes of secrets by their name (`compile_patterns`).
+        allow: Names that are no secrets whatever they look like, in any case; known shapes in their values are still
+            taken out, but for base58 signatures.
+        hmac_key: Key of pseudonyms; None leaves user ids as they are.
+
+    Attributes:
+        problems: One line for each of the keys and patterns that cannot be used, for people.
+    """
+
+    def __init__(
+        self,
+        keys: Iterable[str] = (),
+        patterns: Mapping[str, str] | None = None,
+        allow: Iterable[str] = (),
+        hmac_key: str | None = None,
+    ) -> None:
+        self._keys, problems = compile_keys(keys)
+        custom, more = compile_patterns(patterns or {})
+        self.problems: tuple[str, ...] = (*problems, *more)
+        self._hmac_key = hmac_key
+        self._allowed = {name.lower(): _SIGNATURE for name in allow} | dict.fromkeys(_ALWAYS_PLAIN, _PLAIN)
+        self._rules: dict[str, NameRule] = {}
+        self._patterns = tuple(pattern.search for pattern in custom.values())
+        own = [(Shape(name, name, (), pattern), pattern.search) for name, pattern in custom.items()]
+        self._finders: tuple[tuple[Shape, _Search], ...] = (*_FINDERS, *own)
+        self._is_custom = bool(self._keys or custom)
+
+    def rule(self, name: str) -> NameRule:
+        """What the name of a field says of its value; remembered."""
+        rule = self._rules.get(name)
+        if rule is None:
+            rule = self._allowed.get(name.lower())
+            if rule is None:
+                rule = self._new_rule(name)
+            if len(name) <= _NAME_LENGTH_MAX:
+                if len(self._rules) >= _NAMES_MAX:
+                    self._rules.clear()
+                self._rules[name] = rule
+        return rule
+
+    def _new_rule(self, name: str) -> NameRule:
+        if name.startswith(_FLAG_PREFIXES):
+            return _PLAIN
+        head = name[:_NAME_LENGTH_MAX]
+        return _SECRET if any(key.search(head) for key in self._keys) else name_rule(name)
+
+    def names_secret(self, name: str) -> bool:
+        """Whether whatever stands under a name is secret."""
+        rule = self.rule(name)
+        return rule is _SECRET or rule is NameRule.PERSONAL
+
+    def text(self, value: str) -> str:
+        """The text with `[redacted KIND]` for each secret in it; the same object where there is none."""
+        # Called for every text of every record. A single character is looked for by memchr, so each line costs next
+        # to nothing where the character is missing, and a search that begins with it where it is there.
+        size = len(value)
+        if size < SHORTEST:
+            return value
+        if (
+            ((":" in value or "=" in value) and _colon(value.replace("=", ":")))
+            or ("_" in value and _underscore(value))
+            or ("-" in value and (_dash(value) or _option(value)))
+            or ("A" in value and _capital_a(value))
+            or ("J" in value and _capital_j(value))
+            or "earer " in value
+            or ((("'" in value) or ('"' in value)) and _comma(value))
+            or (size >= _ENCODED_MIN and "%" in value and _percent(value))
+            or (size >= _LONG_MIN and _is_suspect(value))
+            or (self._is_custom and self._is_suspect(value))
+        ):
+            return self._without_secrets(value)
+        return value
+
+    def field(self, name: str, value: str) -> str:
+        """The text of a field without secrets: `[redacted NAME]` where its name is that of a secret.
+
+        Args:
+            name: The field's name.
+            value: The text; the same object comes back where it is no secret.
+        """
+        rule = self._rules.get(name) or self.rule(name)
+        if rule is not _PLAIN:
+            if looks_secret(rule, value):
+                return value if _MARK.fullmatch(value) else _mark(name)
+            if rule is _SIGNATURE and _SIGNATURE_TEXT.fullmatch(value):
+                return value
+        return value if len(value) < SHORTEST else self.text(value)
+
+    def scrub(self, value: Any, name: str = "", path: str = "", found: list[str] | None = None) -> Any:
+        """The value without secrets: the same object where there are none, else a copy.
+
+        Args:
+            value: Plain JSON-able data of bounded depth, as `encode.clean` gives it.
+            name: The name of the field that it stands in.
+            path: Where it stands, such as `context.headers`.
+            found: Gets the path of each secret that was taken out, up to PATHS_MAX.
+
+        Returns:
+            The value. Under the name of a secret a text, a number or a container is replaced as a whole, while None,
+            booleans and what is empty stay.
+        """
+        if value is None or value is True or value is False:
+            return value
+        if isinstance(value, str):
+            clean: Any = self.field(name, value)
+        elif name and self.names_secret(name) and value not in ({}, [], ()):
+            clean = _mark(name)
+        elif isinstance(value, dict):
+            return self._scrub_dict(value, path, found)
+        elif isinstance(value, list | tuple):
+            if not is_key_bytes(value):
+                return self._scrub_list(value, name, path, found)
+            clean = _mark("solana_key")
+        else:
+            return value
+        if clean is not value:
+            _tell(found, path)
+        return clean
+
+    def _scrub_dict(self, value: dict[Any, Any], path: str, found: list[str] | None) -> dict[Any, Any]:
+        # {"name": "Authorization", "value": "…"}, as headers are often written
+        named = value.get("name", value.get("key")) if "value" in value else None
+        secret = isinstance(named, str) and self.names_secret(named)
+        items: list[tuple[Any, Any]] = []
+        changed = False
+        for key, item in value.items():
+            name = key if isinstance(key, str) else str(key)
+            shown = self.text(name)
+            inner = f"{path}.{shown}" if path else shown
+            clean = self.scrub(item, str(named) if secret and key == "value" else name, inner, found)
+            if shown is not name:
+                _tell(found, inner)
+                # two secrets of a kind are two keys still
+                key = f"{shown} {len(items)}"  # noqa: PLW2901
+                changed = True
+            changed = changed or clean is not item
+            items.append((key, clean))
+        return dict(items) if changed else value
+
+    def _scrub_list(
+        self, value: list[Any] | tuple[Any, ...], name: str, path: str, found: list[str] | None
+    ) -> list[Any] | tuple[Any, ...]:
+        items = []
+        before = ""
+        pair = len(value) == 2
+        for index, item in enumerate(value):
+            # ["authorization", "…"] as headers, ["--password", "…"] as arguments
+            named = before if (pair or before.startswith("-")) and self.names_secret(before) else name
+            items.append(self.scrub(item, named, f"{path}[{index}]", found))
+            before = item if isinstance(item, str) and len(item) <= _NAME_LENGTH_MAX else ""
+        if all(clean is item for clean, item in zip(items, value, strict=True)):
+            return value
+        return items if isinstance(value, list) else tuple(items)
+
+    def pseudonym(self, user_id: str) -> str:
+        """The name by which a user is known outside of the process; the id itself where there is no key."""
+        return pseudonym(self._hmac_key, user_id) if self._hmac_key else user_id
+
+    def _is_suspect(self, value: str) -> bool:
+        """Whether the keys and patterns that were given ask for a closer look."""
+        return any(search(value) for search in self._patterns) or (
+            bool(self._keys)
+            and (":" in value or "=" in value)
+            and any(self.names_secret(m["name"]) for m in _NAMED.finditer(value))
+        )
+
+    def _without_secrets(self, value: str) -> str:
+        text = value
+        for shape, suspects in self._finders:
+            if suspects(text):
+                text = _without_shape(text, shape)
+        text = self._without_named(text, _NAMED)
+        if "--" in text:
+            text = self._without_named(text, _OPTION)
+        if _comma(text):
+            text = self._without_named(text, _COUPLE)
+        if cut := _CUT_OFF.search(text, max(0, len(text) - _TAIL)):
+            text = f"{text[: cut.start()]}{_mark('cut_off')}{text[cut.end() :]}"
+        return text
+
+    def _without_named(self, text: str, pattern: re.Pattern[str]) -> str:
+        """Takes out the values of secret names."""
+        pieces: list[str] = []
+        done = at = 0
+        while found := pattern.search(text, at):
+            at = found.end()
+            span = self._secret_value(found)
+            if span is not None:
+                start, at = span
+                pieces += (text[done:start], _mark(found["name"].strip("-.")))
+                done = at
+        return "".join((*pieces, text[done:])) if pieces else text
+
+    def _secret_value(self, found: re.Match[str]) -> tuple[int, int] | None:
+        """From where to where the secret stands that belongs to a name, if it is one."""
+        text, start = found.string, found.end()
+        name, rule = self._name_in(found)
+        if rule is not _SECRET and rule is not NameRule.TOKEN:
+            return None
+        if start >= len(text) or _MARK.match(text, start):
+            return None
+        if text[start] in "[({":
+            return (start, _closing(text, start)) if rule is _SECRET else None
+        quoted = _QUOTED.match(text, start)
+        if quoted is not None:
+            start, end = quoted.span(quoted.lastgroup or 0)
+        if found.re is _COUPLE and not name.startswith("-") and not (found["open"] and text[end + 1 : end + 2] in ")]"):
+            return None
+        scheme = _SCHEME.match(text, start)
+        if scheme is not None and "auth" in name.lower():
+            start = scheme.end()
+        if quoted is None:
+            of_a_line = _OF_A_LINE.search(name) if ":" in found["part"] else _OF_WORDS.search(name)
+            pattern = _LINE if of_a_line and scheme is None else _BARE
+            end = found.end() if (bare := pattern.match(text, start)) is None else bare.end()
+        value = text[start:end].strip()
+        if not value or _MARK.fullmatch(value) or not looks_secret(rule, value) or _says_nothing(value, name):
+            return None
+        return start, end
+
+    def _name_in(self, found: re.Match[str]) -> tuple[str, NameRule]:
+        """The name before a value, and what it says; `private key` is one name."""
+        name = found["name"]
+        start = found.start("name")
+        if found.string.endswith("[redacted ", 0, start):
+            return name, _PLAIN
+        rule = self.rule(name)
+        if rule is not _SECRET and name.lower() in _LAST_WORDS:
+            before = _WORD_BEFORE.search(found.string, max(0, start - 17), start)
+            if before is not None and self.rule(spaced := f"{before[1]} {name}") is _SECRET:
+                return spaced, _SECRET
+        return name, rule
+
+
+def _says_nothing(value: str, name: str) -> bool:
+    """Whether what stands for a secret tells none: a word about it, asterisks, or code that names it again."""
+    word = value.rstrip(".,;:!)\"'").lower()
+    return (
+        f" {word} " in _SAYS_NOTHING
+        or _MASK.fullmatch(value) is not None
+        or (len(value) <= _CODE_MAX and (value == name or value.endswith(f".{name}")))
+    )
+
+
+def _tell(found: list[str] | None, path: str) -> None:
+    if found is not None and len(found) < PATHS_MAX:
+        found.append(path[:_PATH_LENGTH_MAX])
+
+
+@functools.lru_cache(maxsize=4_096)
+class Unredacted(Redactor):
+    """Leaves everything as it is, but for the pseudonyms of users.
+
+    Args:
+        hmac_key: Key of pseudonyms; None leaves user ids as they are.
+    """
+
+    def __init__(self, hmac_key: str | None = None) -> None:
+        super().__init__(hmac_key=hmac_key)
+
+    def rule(self, name: str) -> NameRule:  # noqa: ARG002
+        """No name says anything."""
+        return _PLAIN
+
+    def text(self, value: str) -> str:
+        """The text."""
+        return value
+
+    def scrub(self, value: Any, name: str = "", path: str = "", found: list[str] | None = None) -> Any:  # noqa: ARG002
+        """The value."""
+        return value
+
+
+def pseudonym(hmac_key: str, user_id: str) -> str:
+    """The name by which a user is known outside of the process: 16 hex digits of HMAC-SHA256.
+
+    Args:
+        hmac_key: The setting; whoever has it can find a known user's pseudonym, but no user by a pseudonym.
+        user_id: The user's id.
+    """
+    data = user_id.encode("utf-8", "surrogatepass")
+    return hmac.new(hmac_key.encode("utf-8", "surrogatepass"), data, hashlib.sha256).hexdigest()[:16]
+
+
+def compile_keys(keys: Iterable[str]) -> tuple[tuple[re.Pattern[str], ...], list[str]]:
+    """Patterns of names whose values are secret, for any case of letters.
+
+    Args:
+        keys: Regular expressions, in Python's syntax; see jarvis_flags.regex for their bounds.
+
+    Returns:
+        The patterns that can be used, and one line for each that cannot.
+    """
+    compiled, problems = [], []
+    for index, key in enumerate(keys):
+        try:
+            compile_regex(_text_of(key))
+            compiled.append(re.compile(key, re.IGNORECASE))
+        except RegexError as error:
+            problems.append(f"keys[{index}]: {error}")
+    return tuple(compiled), problems
+
+
+def compile_patterns(patterns: Mapping[str, str]) -> tuple[dict[str, re.Pattern[str]], list[str]]:
+    r"""Shapes of secrets that take linear time on any text.
+
+    Args:
+        patterns: Regular expressions by the name of what they find, in Python's syntax. Only the last repeat may be
+            without an upper bound, as in `acme-[0-9]{4}-\w+`. Where there is a group `secret`, only that is taken out.
+
+    Returns:
+        The patterns that can be used, and one line for each that cannot.
+    """
+    compiled, problems = {}, []
+    for name, pattern in patterns.items():
+        try:
+            compiled[str(name)] = compile_regex(_text_of(pattern))
+            _check_linear(pattern)
+        except RegexError as error:
+            compiled.pop(str(name), None)
+            problems.append(f"patterns.{name}: {error}")
+    return compiled, problems
+
+
+_WAYS_MAX = 256
+_REPEAT_MAX = 512
+
+
+def _text_of(pattern: Any) -> str:
+    if not isinstance(pattern, str):
+        raise RegexError(f"got {pattern!r}, want a regular expression as text")
+    return pattern
+
+
+def _check_linear(pattern: str) -> None:
+    """Refuses what compile_regex lets pass for short texts, but takes long on 32 KiB.
+
+    Raises:
+        RegexError: It does.
+    """
+    tree = sre.parse(pattern)
+    if tree.getwidth()[0] == 0:
+        raise RegexError(f"got {pattern!r}, which matches the empty text; want at least one character to match")
+    if _ways(pattern, tree, last=True) > _WAYS_MAX:
+        raise RegexError(f"got {pattern!r}, want fewer or tighter repeats, such as {{8,16}}: it may take long")
+
+
+def _ways(pattern: str, tree: Any, *, last: bool) -> int:
+    """In how many ways a stretch of text can be parted among the repeats; the last one takes what is left."""
+    ways = 1
+    items = list(tree)
+    for index, (code, argument) in enumerate(items):
+        ends = last and index == len(items) - 1
+        if code in (codes.MAX_REPEAT, codes.MIN_REPEAT):
+            least, most, inner = argument
+            if least > _REPEAT_MAX or (most > _REPEAT_MAX and not (ends and most == codes.MAXREPEAT)):
+                raise RegexError(
+                    f"got {pattern!r}, want an upper bound of at most {_REPEAT_MAX} for each repeat but the last, "
+                    "such as {1,64} for +: it may take long"
+                )
+            if not ends:
+                ways *= most - least + 1
+            ways *= _ways(pattern, inner, last=False)
+        elif code is codes.BRANCH:
+            ways *= sum(_ways(pattern, branch, last=ends) for branch in argument[1])
+        elif code is codes.SUBPATTERN:
+            ways *= _ways(pattern, argument[-1], last=ends)
+        elif code in (codes.ASSERT, codes.ASSERT_NOT):
+            ways *= _ways(pattern, argument[1], last=False)
+    return ways
+
+
+_USER_IDS = frozenset({"user.id", "enduser.id"})
+
+# Below `opentelemetry`, whose records never feed our own handlers: with a broken exporter they would loop.
+_logger = logging.getLogger("opentelemetry.exporter.jarvis")
+
+
+class RedactingSpanExporter(SpanExporter):
+    """Hands spans on to an exporter without their secrets, and users by their pseudonyms; it never raises.
+
+    A span without either is handed on as it is. One that cannot be looked into loses its attributes, events and links.
+
+    Args:
+        exporter: What exports them.
+        redactor: Takes the secrets out.
+    """
+
+    def __init__(self, exporter: SpanExporter, redactor: Redactor) -> None:
+        self._exporter = exporter
+        self._redactor = redactor
+        # a process has one resource: what it looks like without secrets is remembered
+        self._resources: tuple[Resource, Resource] | None = None
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Exports the spans without their secrets."""
+        try:
+            return self._exporter.export([self._clean(span) for span in spans])
+        except Exception:  # telemetry never raises into the application
+            _logger.exception("Spans could not be exported")
+            return SpanExportResult.FAILURE
+
+    def shutdown(self) -> None:
+        """Shuts the exporter down."""
+        self._exporter.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Has the exporter export what it still holds."""
+        return self._exporter.force_flush(timeout_millis)
+
+    def _clean(self, span: ReadableSpan) -> ReadableSpan:
+        try:
+            return self._redacted(span)
+        except Exception:  # whatever is wrong with the span, what cannot be looked into must not leave
+            return _CleanSpan(span, "[unreadable]", Status(span.status.status_code), Resource({}), {}, (), ())
+
+    def _redacted(self, span: ReadableSpan) -> ReadableSpan:
+        text = self._redactor.text
+        name, status, resource = text(span.name), span.status, self._resource(span.resource)
+        if status.description and (told := text(status.description)) is not status.description:
+            status = Status(status.status_code, told)
+        before = (span.attributes or {}, span.events, span.links)
+        attributes = self._attributes(before[0])
+        events = _each(before[1], self._event)
+        links = _each(before[2], self._link)
+        kept = (name is span.name, status is span.status, resource is span.resource)
+        if all(kept) and attributes is before[0] and events is before[1] and links is before[2]:
+            return span
+        return _CleanSpan(span, name, status, resource, attributes, events, links)
+
+    def _attributes(self, attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+        changed = {}
+        for key, value in attributes.items():
+            clean = self._redactor.scrub(value, key)
+            if key in _USER_IDS and isinstance(value, str):
+                clean = self._redactor.pseudonym(clean)
+            if clean is not value:
+                changed[key] = clean
+        return {**attributes, **changed} if changed else attributes
+
+    def _event(self, event: Event) -> Event:
+        name, before = self._redactor.text(event.name), event.attributes or {}
+        attributes = self._attributes(before)
+        if name is event.name and attributes is before:
+            return event
+        return _CleanEvent(event, name, attributes)
+
+    def _link(self, link: Link) -> Link:
+        before = link.attributes or {}
+        attributes = self._attributes(before)
+        return link if attributes is before else _CleanLink(link, attributes)
+
+    def _resource(self, resource: Resource) -> Resource:
+        known = self._resources
+        if known is None or known[0] is not resource:
+            attributes = self._attributes(resource.attributes)
+            clean = resource if attributes is resource.attributes else Resource(attributes, resource.schema_url)
+            known = self._resources = (resource, clean)
+        return known[1]
+
+
+_T = TypeVar("_T")
+
+
+def _each(items: Sequence[_T], clean: Callable[[_T], _T]) -> Sequence[_T]:
+    """The cleaned items; the same sequence where none changed."""
+    cleaned = tuple(clean(item) for item in items)
+    return items if all(map(operator.is_, cleaned, items)) else cleaned
+
+
+class _CleanSpan(ReadableSpan):
+    """A copy of a span that still tells how much the original dropped."""
+
+    def __init__(  # noqa: PLR0917 - one call, in the order of the span's own parts
+        self,
+        span: ReadableSpan,
+        name: str,
+        status: Status,
+        resource: Resource,
+        attributes: Mapping[str, Any],
+        events: Sequence[Event] = (),
+        links: Sequence[Link] = (),
+    ) -> None:
+        super().__init__(
+            name,
+            context=span.get_span_context(),
+            parent=span.parent,
+            resource=resource,
+            attributes=attributes,
+            events=events,
+            links=links,
+            kind=span.kind,
+            status=status,
+            start_time=span.start_time,
+            end_time=span.end_time,
+            instrumentation_scope=span.instrumentation_scope,
+        )
+        self._dropped = (span.dropped_attributes, span.dropped_events, span.dropped_links)
+
+    @property
+    def dropped_attributes(self) -> int:
+        return self._dropped[0]
+
+    @property
+    def dropped_events(self) -> int:
+        return self._dropped[1]
+
+    @property
+    def dropped_links(self) -> int:
+        return self._dropped[2]
+
+
+class _CleanEvent(Event):
+    def __init__(self, event: Event, name: str, attributes: Mapping[str, Any]) -> None:
+        super().__init__(name, attributes, event.timestamp)
+        self._dropped = event.dropped_attributes
+
+    @property
+    def dropped_attributes(self) -> int:
+        return self._dropped
+
+
+class _CleanLink(Link):
+    def __init__(self, link: Link, attributes: Mapping[str, Any]) -> None:
+        super().__init__(link.context, attributes)
+        self._dropped = link.dropped_attributes
+
+    @property
+    def dropped_attributes(self) -> int:
+        return self._dropped

@@ -22,7 +22,7 @@ MIB = 1024 * 1024
 SPOOL_MIB = 16
 SDK_QUEUE = 2_048
 FILLED = 40_000
-"""Records that fill the spool, and half as many again."""
+"""Records that fill the spool twice over."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,8 @@ def _row(what: str, ours: float, peer: float, peer_name: str, *, how: str, targe
 
 
 def our_memory(endpoint: str) -> Callable[[int], Memory]:
-    application = ours(endpoint)
     sys.stderr = io.StringIO()  # that there is no collector, it says for good reason
-    return _logging(application)
+    return _logging(ours(endpoint))
 
 
 def opentelemetry_memory(endpoint: str) -> Callable[[int], Memory]:

@@ -1,6 +1,7 @@
 """Feature flags and structured logs in one, on OpenFeature and OpenTelemetry.
 
 Each name is imported from its own module when it is first used: the command line needs few of them.
+PYTEST_DONT_REWRITE: there are no tests in here, and an application may have imported us before pytest starts.
 """
 
 from __future__ import annotations

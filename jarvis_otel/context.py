@@ -23,7 +23,6 @@ __all__ = [
     "Operation",
     "OperationSpanProcessor",
     "Scope",
-    "carry_into_threads",
     "current_operation",
     "end_span",
     "note_evaluation",
@@ -462,10 +461,3 @@ def text_of(value: Any) -> str:
         return str(value).encode("utf-8", "backslashreplace").decode()
     except Exception:  # a __str__ that raises must not reach the application
         return f"<unprintable {type(value).__name__}>"
-
-
-def carry_into_threads() -> Callable[[], None]:
-    """The former place and name of `carry.carry_operations`."""
-    from jarvis_otel.carry import carry_operations  # noqa: PLC0415 - it imports this module
-
-    return carry_operations()

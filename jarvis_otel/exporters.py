@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import metrics, trace
 from opentelemetry._logs import get_logger_provider, set_logger_provider
-from opentelemetry.sdk._logs import LoggerProvider, LogRecordProcessor
+from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, SpanProcessor, TracerProvider
 
 from jarvis_flags.hints import did_you_mean
+from jarvis_otel.adoption import adopt_provider
 from jarvis_otel.otlp_settings import OtlpTarget
 from jarvis_otel.settings import Settings
 
 if TYPE_CHECKING:
+    from jarvis_otel.handlers import PipelineProcessor
     from jarvis_otel.redaction import Redactor
 
 __all__ = ["EXPORTER_LOGS", "Providers"]
@@ -79,7 +81,7 @@ class Providers:
         self._flush(provider)
         self._shutdowns.append(functools.partial(_shut_down, provider, batches))
 
-    def set_up_logs(self, processor: LogRecordProcessor | None) -> None:
+    def set_up_logs(self, processor: PipelineProcessor | None) -> None:
         """Has a processor see the records of OpenTelemetry's Logs API; our own pipeline is no exporter here.
 
         Args:
@@ -87,8 +89,8 @@ class Providers:
         """
         provider: Any = get_logger_provider()
         if not _is_unset(provider):
-            if processor is not None and hasattr(provider, "add_log_record_processor"):
-                provider.add_log_record_processor(processor)
+            if processor is not None:
+                adopt_provider(provider, processor)
             self._flush(provider)
             return
         others = tuple(name for name in self._settings.logs_exporters if name != "otlp")

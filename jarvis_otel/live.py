@@ -57,7 +57,13 @@ def follow_settings(settings: Settings, applied: Callable[[Settings], None]) -> 
             parts = [f"{', '.join(news)} changed"] if news else []
             parts += [f"{', '.join(later)} will at the next start"] if later else []
             message = f"{settings.file}: {'; '.join(parts)}"
-            emit_event("jarvis_otel", "jarvis.settings.changed", message, attributes={"jarvis.settings": news + later})
+            emit_event(
+                "jarvis_otel",
+                "jarvis.settings.changed",
+                message,
+                attributes={"jarvis.settings": news + later},
+                shown=False,
+            )
 
     watcher = Watcher([settings.file], changed)
     watcher.start()

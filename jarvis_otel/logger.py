@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import logging
@@ -369,10 +370,13 @@ def report_uncaught(level: int, message: str, exc_info: ExcInfo) -> None:
 
 def report_warning(warning: warnings.WarningMessage) -> None:
     """Writes a record of a warning that Python shows."""
+    message: object = warning.message
+    with contextlib.suppress(Exception):  # its text is the application's code
+        message = str(message)
     _emit_apart(
         "py.warnings",
         _WARNING,
-        clean_text(warning.message),
+        clean_text(message),
         source=(warning.filename, warning.lineno, ""),
         keywords={"category": warning.category.__name__},
     )

@@ -20,6 +20,7 @@ from jarvis_flags.request import CALLERS_DEFAULT, PROVIDER_NAME, Request, target
 from jarvis_otel.context import current_operation
 from jarvis_otel.flag_hook import EvaluationHook, record_evaluation, report_event
 from jarvis_otel.logger import emit_event
+from jarvis_otel.runtime import RUNTIME
 
 # What reads, compiles and changes flags is imported when there are flags to open: an application may import us and
 # never ask for one, and half of what the import would cost is there.
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from jarvis_otel.admin.audit import AuditEntry
     from jarvis_otel.admin.service import FlagAdmin, Outcome
     from jarvis_otel.admin.store import Author
+    from jarvis_otel.testing import FlagOverride
 
 __all__ = ["FeatureFlagManager", "announce"]
 
@@ -167,7 +169,20 @@ class FeatureFlagManager:
                     FileStore(settings.flags_state_dir).recover()
                     self._source = FileSource(settings, watch=True, service=self._service or settings.service)
                 self._source.subscribe(self._tell)
+                if RUNTIME.flag_source is not None and RUNTIME.manager is self:
+                    RUNTIME.flag_source = self._source
             return self._source
+
+    def override(self, values: Mapping[str, Any] | None = None, /, **flags: Any) -> FlagOverride:
+        """Sets flags for a test, as context manager or decorator; see `jarvis_otel.testing`.
+
+        Args:
+            values: Values or names of variants by flag id.
+            flags: The same, as keywords.
+        """
+        from jarvis_otel.testing import FlagOverride  # noqa: PLC0415 - for tests only
+
+        return FlagOverride({**(values or {}), **flags}, manager=self)
 
     # --- evaluating ---
 

@@ -59,13 +59,12 @@ _PLAIN, _SECRET, _SIGNATURE = NameRule.PLAIN, NameRule.SECRET, NameRule.SIGNATUR
 
 _SIGNATURE_TEXT = re.compile(r"[1-9A-HJ-NP-Za-km-z]{87,88}")
 _MARK = re.compile(r"\[redacted [\w.\-]{1,64}\]")
+_IS_NAME = re.compile(r"[\w.\-]{1,64}").fullmatch
 
 
 def _mark(kind: str) -> str:
-    return f"[redacted {_UNFIT.sub('_', kind[:64])}]"
-
-
-_UNFIT = re.compile(r"[^\w.\-]")
+    # what is no plain name may tell more than one
+    return f"[redacted {kind if _IS_NAME(kind) else 'secret'}]"
 
 
 def _gate(first: str, then: str = "") -> Callable[[str], re.Match[str] | None]:
@@ -332,7 +331,7 @@ class Redactor:
             name = key if isinstance(key, str) else str(key)
             shown = self.text(name)
             inner = f"{path}.{shown}" if path else shown
-            clean = self.scrub(item, str(named) if secret and key == "value" else name, inner, found)
+            clean = self.scrub(item, str(named) if secret and key == "value" else shown, inner, found)
             if shown is not name:
                 _tell(found, inner)
                 # two secrets of a kind are two keys still
@@ -352,7 +351,7 @@ class Redactor:
             # ["authorization", "…"] as headers, ["--password", "…"] as arguments
             named = before if (pair or before.startswith("-")) and self.names_secret(before) else name
             items.append(self.scrub(item, named, f"{path}[{index}]", found))
-            before = item if isinstance(item, str) and len(item) <= _NAME_LENGTH_MAX else ""
+            before = item if isinstance(item, str) and _IS_NAME(item) else ""
         if all(clean is item for clean, item in zip(items, value, strict=True)):
             return value
         return items if isinstance(value, list) else tuple(items)

@@ -201,13 +201,18 @@ _BASE58 = "1-9A-HJ-NP-Za-km-z"
 _BLANKS = r"\s{0,64}+"
 _TOKEN = r"A-Za-z0-9_\-"  # noqa: S105 - the characters of one
 
+
+def _pattern(text: str) -> re.Pattern[str]:
+    return re.compile(text, re.ASCII)
+
+
 SHAPES: tuple[Shape, ...] = (
     Shape(
         "private_key",
         "a private key",
         (r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY",),
         # where the end is missing, up to what no key has
-        re.compile(
+        _pattern(
             r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY[A-Z ]{0,10}-----"
             r"(?:[^{}<>…\-]++|-(?!----(?:END|BEGIN) ))*(?:-----END [A-Z0-9 ]{0,60}(?:-----)?)?"
         ),
@@ -216,21 +221,21 @@ SHAPES: tuple[Shape, ...] = (
         "telegram_token",
         "a Telegram bot token",
         (rf":[{_TOKEN}][{_TOKEN}]{{29}}(?<=[0-9]{{6}}:.{{30}})", rf"%3[Aa][{_TOKEN}]{{30}}(?<=[0-9]{{6}}%.{{32}})"),
-        re.compile(rf"[0-9]{{6,12}}(?::|%3[Aa])[{_TOKEN}]{{30,}}"),
+        _pattern(rf"[0-9]{{6,12}}(?::|%3[Aa])[{_TOKEN}]{{30,}}"),
     ),
     Shape(
         "jwt",
         "a JSON web token",
         (rf"J(?<=eyJ)[{_TOKEN}]{{8}}",),
         # the first part ends where another `eyJ` begins, so that many of them are each read once
-        re.compile(rf"eyJ(?:[A-IK-Za-z0-9_\-]++|(?<!ey)J)*\.[{_TOKEN}]{{8,}}(?:\.[{_TOKEN}]*)*"),
+        _pattern(rf"eyJ(?:[A-IK-Za-z0-9_\-]++|(?<!ey)J)*\.[{_TOKEN}]{{8,}}(?:\.[{_TOKEN}]*)*"),
     ),
     Shape(
         "url_password",
         "a password in a URL",
         (r"://[^\s/:@\"'<>\[]{0,256}:[^\s@\"'<>]{1,256}+@",),
         # a password may hold an @, and even a slash where no port stands
-        re.compile(
+        _pattern(
             r"://[^\s/:@\"'<>\[]{0,256}:"
             r"(?P<secret>[^\s/?#\"'<>]{1,512}(?=@)|(?![0-9]{1,5}[/?#])[^\s@\"'<>]{1,256}+(?=@))"
         ),
@@ -239,7 +244,7 @@ SHAPES: tuple[Shape, ...] = (
         "bearer",
         "a bearer token",
         (r"b(?:earer|EARER)", r"B(?:earer|EARER)"),
-        re.compile(
+        _pattern(
             r"[Bb](?:earer|EARER)[ \t]{1,8}"
             r"(?P<secret>[A-Za-z0-9._~+/=|\-]{16,}|(?=[A-Za-z._~+/=|\-]{0,15}[0-9])[A-Za-z0-9._~+/=|\-]{6,15})"
         ),
@@ -248,25 +253,25 @@ SHAPES: tuple[Shape, ...] = (
         "aws_key",
         "an AWS access key",
         (r"A(?:KIA|SIA)[0-9A-Z]{16}",),
-        re.compile(r"(?:AKIA|ASIA)[0-9A-Z]{16}"),
+        _pattern(r"(?:AKIA|ASIA)[0-9A-Z]{16}"),
     ),
     Shape(
         "github_token",
         "a GitHub token",
         (r"_(?<=gh[pousr]_)[A-Za-z0-9]{20}", r"_(?<=github_pat_)[A-Za-z0-9]{20}"),
-        re.compile(r"gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9]{20}[A-Za-z0-9_]*"),
+        _pattern(r"gh[pousr]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9]{20}[A-Za-z0-9_]*"),
     ),
     Shape(
         "slack_token",
         "a Slack token",
         (r"-(?<=xox[a-z]-)[A-Za-z0-9]",),
-        re.compile(r"xox[a-z]-[A-Za-z0-9\-]{10,}"),
+        _pattern(r"xox[a-z]-[A-Za-z0-9\-]{10,}"),
     ),
     Shape(
         "stripe_key",
         "a Stripe key",
         (r"_(?<=[rs]k_(?:live|test)_)[A-Za-z0-9]{16}", r"_(?<=whsec_)[A-Za-z0-9+/]{16}"),
-        re.compile(r"[rs]k_(?:live|test)_[A-Za-z0-9]{16,}|whsec_[A-Za-z0-9+/=]{16,}"),
+        _pattern(r"[rs]k_(?:live|test)_[A-Za-z0-9]{16,}|whsec_[A-Za-z0-9+/=]{16,}"),
     ),
     Shape(
         "api_key",
@@ -278,7 +283,7 @@ SHAPES: tuple[Shape, ...] = (
             r"_(?:(?<=\b(?:npm|gsk)_)|(?<=\bhf_))[A-Za-z0-9]{30}",
             rf"A(?:Iza)[{_TOKEN}]{{35}}",
         ),
-        re.compile(
+        _pattern(
             rf"\bsk-[{_TOKEN}]{{20,}}|glpat-[{_TOKEN}]{{20,}}|\bxai-[A-Za-z0-9]{{20,}}"
             rf"|\b(?:npm|gsk|hf)_[A-Za-z0-9]{{30,}}|AIza[{_TOKEN}]{{35,}}"
         ),
@@ -287,21 +292,21 @@ SHAPES: tuple[Shape, ...] = (
         "evm_key",
         "an EVM private key",
         (r"0x[0-9A-Fa-f]{64}",),
-        re.compile(r"0x[0-9A-Fa-f]{64}(?![0-9A-Fa-f])"),
+        _pattern(r"0x[0-9A-Fa-f]{64}(?![0-9A-Fa-f])"),
         _is_of_a_wallet,
     ),
     Shape(
         "solana_key",
         "a Solana secret key",
         (),  # a run of 87 digits has no rare character; redaction looks for it in its own way
-        re.compile(rf"(?<![{_BASE58}])[{_BASE58}]{{87,88}}(?![{_BASE58}])"),
+        _pattern(rf"(?<![{_BASE58}])[{_BASE58}]{{87,88}}(?![{_BASE58}])"),
         _is_unlabelled,
     ),
     Shape(
         "solana_key",
         "a Solana secret key",
         (rf"\[{_BLANKS}[0-9]{{1,3}}+{_BLANKS},", rf"\({_BLANKS}[0-9]{{1,3}}+{_BLANKS},"),
-        re.compile(
+        _pattern(
             rf"[\[(]{_BLANKS}(?:[0-9]{{1,3}}+{_BLANKS},{_BLANKS}){{63}}[0-9]{{1,3}}+{_BLANKS}(?:,{_BLANKS})?[\])]"
         ),
         _are_bytes,
@@ -348,7 +353,9 @@ def _choice(texts: Iterable[str]) -> str:
     for text in sorted(texts):
         by_first.setdefault(text[0], []).append(text[1:])
     return "|".join(
-        f"{letter}(?i:{'|'.join(rest)})" for first, rest in by_first.items() for letter in sorted({first, first.upper()})
+        f"{letter}(?i:{'|'.join(rest)})"
+        for first, rest in by_first.items()
+        for letter in sorted({first, first.upper()})
     )
 
 

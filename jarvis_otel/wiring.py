@@ -17,12 +17,14 @@ from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk.resources import Resource
 
-from jarvis_otel.context import OperationSpanProcessor, carry_into_threads
+from jarvis_otel.carry import carry_operations
+from jarvis_otel.context import OperationSpanProcessor
 from jarvis_otel.exporters import EXPORTER_LOGS, Providers
 from jarvis_otel.handlers import LoggingSetup, PipelineProcessor, flush_at_sigterm, install_logging
 from jarvis_otel.live import follow_settings
 from jarvis_otel.logger import report_uncaught, report_warning
 from jarvis_otel.manager import FeatureFlagManager
+from jarvis_otel.propagation import continue_operation, guard_baggage
 from jarvis_otel.redaction import Redactor, Unredacted
 from jarvis_otel.runtime import RUNTIME
 from jarvis_otel.settings import Settings
@@ -54,7 +56,11 @@ class Wiring:
         RUNTIME.redactor = _redactor(settings)
         resource = _resource(found, service, environment=manager.source.snapshot.environment)
 
-        self._undo.append(carry_into_threads())
+        self._undo += [
+            carry_operations(),
+            guard_baggage(),
+            continue_operation(settings.traceparent, settings.tracestate, settings.baggage),
+        ]
         self._providers = Providers(settings, resource)
         self._providers.set_up_metrics()
         self._providers.set_up_traces(OperationSpanProcessor())

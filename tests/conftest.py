@@ -11,7 +11,7 @@ import pytest
 def own_project(tmp_path, monkeypatch):
     """A project root of the test's own, and none of the environment's settings."""
     for name in list(os.environ):
-        if name.startswith(("JARVIS_", "OTEL_", "FF_")):
+        if name.startswith(("JARVIS_", "OTEL_", "FF_")) or name in ("TRACEPARENT", "TRACESTATE", "BAGGAGE"):
             monkeypatch.delenv(name)
     root = tmp_path / "project"
     (root / "config").mkdir(parents=True)

@@ -159,7 +159,8 @@ def test_an_exception_that_ends_a_thread_is_reported_with_the_name_of_the_thread
     assert reported[3][-1] == "work"
 
 
-def test_an_exception_that_python_ignores_is_reported_as_a_warning(play):
+@pytest.mark.parametrize("mode", ["plain", "raise"])
+def test_an_exception_that_python_ignores_is_reported_as_a_warning(play, mode):
     source = """
         import atexit
         class Connection:
@@ -180,7 +181,7 @@ def test_an_exception_that_python_ignores_is_reported_as_a_warning(play):
             raise OSError("gone")
         atexit.register(at_end)
     """
-    reported = play(source, status=0, printed=b"ValueError: closed")
+    reported = play(source, mode=mode, status=0, printed=b"ValueError: closed")
     assert [(level, kind) for level, _, kind, _ in reported] == [
         (WARNING, "ValueError"),
         (WARNING, "KeyError"),
@@ -226,12 +227,12 @@ def hooks(monkeypatch):
     return called
 
 
-def raise_everywhere():
-    error = ValueError("boom")
-    sys.excepthook(ValueError, error, None)
-    threading.excepthook(threading.ExceptHookArgs((ValueError, error, None, threading.current_thread())))
+def raise_everywhere(kind=ValueError):
+    error = kind("boom")
+    sys.excepthook(kind, error, None)
+    threading.excepthook(threading.ExceptHookArgs((kind, error, None, threading.current_thread())))
     sys.unraisablehook(
-        types.SimpleNamespace(exc_type=ValueError, exc_value=error, exc_traceback=None, err_msg=None, object=None)
+        types.SimpleNamespace(exc_type=kind, exc_value=error, exc_traceback=None, err_msg=None, object=None)
     )
 
 
@@ -243,13 +244,28 @@ def test_undone_it_leaves_the_hooks_that_it_found(hooks):
     reported = []
     undo = install_uncaught(lambda *given: reported.append(given))
     raise_everywhere()
-    assert [level for level, *_ in reported] == [CRITICAL, ERROR, WARNING]
+    assert [given[:2] for given in reported] == [
+        (CRITICAL, "Uncaught exception: ValueError: boom"),
+        (ERROR, f"Uncaught exception in thread {threading.current_thread().name}: ValueError: boom"),
+        (WARNING, "Exception ignored in: ValueError: boom"),
+    ]
     assert hooks == ALL
     undo()
     assert (sys.excepthook, threading.excepthook, sys.unraisablehook) == before
     undo()
     raise_everywhere()
     assert len(reported) == 3
+    assert hooks == ALL * 2
+
+
+def test_what_is_not_reported_is_passed_on(hooks):
+    reported = []
+    undo = install_uncaught(lambda *given: reported.append(given))
+    raise_everywhere(KeyboardInterrupt)
+    assert reported == []
+    raise_everywhere(SystemExit)
+    undo()
+    assert [message for _, message, _ in reported] == ["Exception ignored in: SystemExit: boom"]
     assert hooks == ALL * 2
 
 
@@ -448,15 +464,28 @@ def test_undone_within_a_test_that_records_warnings_it_only_passes_on(shown, cap
     before = warnings._showwarnmsg_impl
     undo = capture_warnings(reported.append)
     with warnings.catch_warnings(record=True) as recorded:
-        warn("recorded")
+        warn("before")
         undo()
-    assert [str(warning.message) for warning in recorded] == ["recorded"]
+        warn("after")
+    assert [str(warning.message) for warning in recorded] == ["before", "after"]
     assert warnings._showwarnmsg_impl is not before, "the end of the recording put ours back"
     warn("shown")
     assert reported == []
     undo()
     assert warnings._showwarnmsg_impl is before
     assert capsys.readouterr().err == "shown\n"
+
+
+def test_warnings_recorded_without_replacing_anything_are_not_reported(shown, monkeypatch):
+    # as catch_warnings does where sys.flags.context_aware_warnings is set, from Python 3.14 on
+    reported = []
+    undo = capture_warnings(reported.append)
+    monkeypatch.setattr(warnings, "_get_context", lambda: types.SimpleNamespace(log=[]), raising=False)
+    warn("recorded")
+    monkeypatch.setattr(warnings, "_get_context", lambda: types.SimpleNamespace(log=None))
+    warn("shown")
+    undo()
+    assert [str(warning.message) for warning in reported] == ["shown"]
 
 
 def test_undone_it_leaves_warnings_as_it_found_them(shown):

@@ -1,6 +1,6 @@
 """Feature flags out of YAML files for OpenFeature; usable alone.
 
-Each name is imported from its own module when it is first used.
+Each name is imported from its own module when it is first used. PYTEST_DONT_REWRITE: there are no tests in here.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from opentelemetry._logs import get_logger_provider
+
 from jarvis_collector.record import LogEntry
 from jarvis_otel.runtime import RUNTIME
 
@@ -62,6 +64,8 @@ def adopt_handler(handler: logging.Handler, processor: OurProcessor) -> bool:
     if not is_otel_handler(handler):
         return False
     provider = getattr(handler, "_logger_provider", None)
+    if type(provider).__name__ == "ProxyLoggerProvider":  # made before there was a provider: it is the global one
+        provider = get_logger_provider()
     processors = _processors_of(provider) or ()
     if not any(_is_ours(other, processor) for other in processors):
         if not any(map(_goes_our_way, processors)):

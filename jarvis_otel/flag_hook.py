@@ -20,7 +20,7 @@ from opentelemetry import metrics, trace
 from opentelemetry.context import get_current
 from opentelemetry.metrics import CallbackOptions, Observation
 
-from jarvis_flags.evaluate import result_name
+from jarvis_flags.request import result_name
 from jarvis_otel.context import current_operation
 from jarvis_otel.logger import emit_event
 from jarvis_otel.runtime import RUNTIME

@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
+from opentelemetry._logs import get_logger_provider
 from opentelemetry.sdk._logs import LogRecordProcessor, ReadWriteLogRecord
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext, TraceFlags
 
 from jarvis_collector.record import LogEntry
+from jarvis_otel.adoption import adopt_handler, is_otel_handler
 from jarvis_otel.context import current_operation
 from jarvis_otel.encode import Record, Severity, otlp_scope, severity_of
 from jarvis_otel.formatters import HumanFormatter, JSONFormatter
@@ -29,6 +31,9 @@ from jarvis_otel.terminal import wants_color
 __all__ = ["LoggingSetup", "PipelineProcessor", "flush_at_sigterm", "install_logging"]
 
 _LOSS_SECONDS = 10.0
+_shipped = threading.local()
+"""Name and time of the record of standard logging that this thread shipped last."""
+
 _LEVELNO_BY_SEVERITY = ((21, logging.CRITICAL), (17, logging.ERROR), (13, logging.WARNING), (9, logging.INFO))
 
 
@@ -170,15 +175,25 @@ class LoggingSetup:
 
         They may not where it exists only because we lowered the root logger's level.
         """
+        name = record.name
+        # OpenTelemetry's own LoggingHandlers, which bring records to the application's processors
+        bringers = [handler for logger in _chain(name) for handler in logger.handlers if self._adopts(handler)]
         if isinstance(record.msg, LogEntry):
             return True
         shown = self._is_shown(record)
-        name = record.name
-        if self.pipeline is not None and record.levelno >= self._level_of(name) and not _is_telemetry(name):
-            handlers = (handler for logger in _chain(name) for handler in logger.handlers)
-            if not (shown and any(_delivers_to(self.pipeline, handler) for handler in handlers)):
-                self._ship(record)
+        if record.levelno >= self._level_of(name) and not _is_telemetry(name):
+            # whatever the handlers' levels and filters are, this one need not come back to us by them
+            _shipped.record = name, int(record.created * 1e9)
+            wanted = not bringers or any(record.levelno >= handler.level for handler in bringers)
+            self._ship(record, others=wanted and not (shown and bringers))
         return shown
+
+    def _adopts(self, handler: logging.Handler) -> bool:
+        if not is_otel_handler(handler):
+            return False
+        if self.pipeline is None:
+            return getattr(handler, "_logger_provider", None) is get_logger_provider()
+        return adopt_handler(handler, PipelineProcessor(self.pipeline))
 
     def _is_shown(self, record: logging.LogRecord) -> bool:
         if self._console is not None:
@@ -189,13 +204,13 @@ class LoggingSetup:
                 return record.levelno >= level
         return True
 
-    def _ship(self, record: logging.LogRecord) -> None:
+    def _ship(self, record: logging.LogRecord, *, others: bool) -> None:
         policy = self._policies.get(record.name)
         if policy is None:
             service = process_service() or record.name
             limits = RUNTIME.policy(record.name).limits
             policy = self._policies[record.name] = Policy(service, logging.INFO, limits, logger=record.name)
-        ship_standard(record, policy)
+        ship_standard(record, policy, others=others)
 
 
 class _StandardFilter(logging.Filter):
@@ -247,16 +262,6 @@ def _is_telemetry(name: str) -> bool:
     return name == "opentelemetry" or name.startswith("opentelemetry.")
 
 
-def _delivers_to(pipeline: Pipeline, handler: logging.Handler) -> bool:
-    """Whether it is OpenTelemetry's LoggingHandler over a provider that ends in our pipeline: it does the work then."""
-    kind = type(handler)
-    if kind.__name__ != "LoggingHandler" or not kind.__module__.startswith("opentelemetry."):
-        return False
-    multi = getattr(getattr(handler, "_logger_provider", None), "_multi_log_record_processor", None)
-    processors = getattr(multi, "_log_record_processors", ())
-    return any(getattr(processor, "jarvis_pipeline", None) is pipeline for processor in processors)
-
-
 class PipelineProcessor(LogRecordProcessor):
     """Brings records of OpenTelemetry's Logs API to the pipeline; our own are there already.
 
@@ -269,7 +274,10 @@ class PipelineProcessor(LogRecordProcessor):
 
     def on_emit(self, log_record: ReadWriteLogRecord) -> None:
         """Called by the SDK for each record."""
-        if isinstance(log_record.log_record, OwnLogRecord):
+        record, scope = log_record.log_record, log_record.instrumentation_scope
+        # what a LoggingHandler makes of a record of standard logging, which was shipped on its way to the handler
+        seen = (scope.name if scope is not None else "", record.timestamp) == getattr(_shipped, "record", None)
+        if seen or isinstance(record, OwnLogRecord):
             return
         try:
             self._emit(log_record)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 from opentelemetry._logs import LoggerProvider, LogRecord, SeverityNumber, get_logger_provider
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, get_value
 
 from jarvis_collector.record import LogEntry
 from jarvis_otel.context import LogContext, Operation, current_operation, note_evaluation
@@ -527,12 +528,13 @@ def describe_error(kind: type[BaseException], error: BaseException, frames: Trac
     return ErrorInfo(qualified, kind.__name__, clean_text(message), clean_text(stack_trace))
 
 
-def ship_standard(log_record: logging.LogRecord, policy: Policy) -> None:
+def ship_standard(log_record: logging.LogRecord, policy: Policy, *, others: bool = True) -> None:
     """Ships a record of standard logging, unless a limit leaves it out.
 
     Args:
         log_record: A record that is not ours.
         policy: That of its logger.
+        others: Whether the application's own processors get it too.
     """
     left_out = 0
     if policy.limits:
@@ -546,13 +548,15 @@ def ship_standard(log_record: logging.LogRecord, policy: Policy) -> None:
         if left_out:
             keywords["left_out"] = left_out
         written = lines.write(policy, log_record.levelno, message, keywords, site, None, now)
-    if written is None or _has_others(get_logger_provider()):
+    others = others and _has_others(get_logger_provider())
+    if others or (written is None and RUNTIME.pipeline is not None):
         record = compose_standard(log_record, number=written[0] if written else None)
         if left_out:
             record.keywords = {**record.keywords, "left_out": left_out}
         if written is None:
             ship(record, otlp_scope(log_record.name))
-        _hand_to_processors(record)
+        if others:
+            _hand_to_processors(record)
 
 
 def _message_of(log_record: logging.LogRecord) -> str:
@@ -658,12 +662,18 @@ def _hand_to_standard(standard: logging.Logger, record: Record, level: int, exce
 
 def _hand_to_processors(record: Record) -> None:
     """Gives our record to the application's own OpenTelemetry processors, if it has any."""
+    # a processor that logs would hear of it for ever; what exporters log while they export is theirs to lose
+    if getattr(_state, "emitting", False) or get_value(_SUPPRESS_INSTRUMENTATION_KEY):
+        return
+    _state.emitting = True
     try:
         provider = get_logger_provider()
         if _has_others(provider):
             _emit(provider, record)
     except Exception:  # a processor that raises is not the application's fault
         pass
+    finally:
+        _state.emitting = False
 
 
 def _has_others(provider: Any) -> bool:

@@ -124,11 +124,16 @@ class Pipeline:
         """
         if not settings.logs_exporter or settings.sdk_disabled:
             return None
+
+        def connect() -> OtlpClient:
+            from jarvis_otel.otlp_client import OtlpClient  # noqa: PLC0415
+
+            return OtlpClient(settings.otlp_logs)
+
         return cls(
             settings.otlp_endpoint,
             resource,
-            headers=settings.otlp_headers,
-            timeout=settings.otlp_timeout,
+            connect=connect,
             quiet=quiet,
             spool_dir=settings.spool_dir,
             spool_bytes=settings.spool_max_bytes,

@@ -63,7 +63,7 @@ _IS_NAME = re.compile(r"[\w.\-]{1,64}").fullmatch
 
 
 def _mark(kind: str) -> str:
-    # what is no plain name may tell more than one
+    # what is no plain name may tell more than a name
     return f"[redacted {kind if _IS_NAME(kind) else 'secret'}]"
 
 
@@ -285,7 +285,7 @@ class Redactor:
         rule = self._rules.get(name) or self.rule(name)
         if rule is not _PLAIN:
             if looks_secret(rule, value):
-                return value if _MARK.fullmatch(value) else _mark(name)
+                return value if _MARK.fullmatch(value) else _mark(self.text(name))
             if rule is _SIGNATURE and _SIGNATURE_TEXT.fullmatch(value):
                 return value
         return value if len(value) < SHORTEST else self.text(value)
@@ -308,7 +308,7 @@ class Redactor:
         if isinstance(value, str):
             clean: Any = self.field(name, value)
         elif name and self.names_secret(name) and value not in ({}, [], ()):
-            clean = _mark(name)
+            clean = _mark(self.text(name))
         elif isinstance(value, dict):
             return self._scrub_dict(value, path, found)
         elif isinstance(value, list | tuple):
@@ -331,7 +331,7 @@ class Redactor:
             name = key if isinstance(key, str) else str(key)
             shown = self.text(name)
             inner = f"{path}.{shown}" if path else shown
-            clean = self.scrub(item, str(named) if secret and key == "value" else shown, inner, found)
+            clean = self.scrub(item, str(named) if secret and key == "value" else name, inner, found)
             if shown is not name:
                 _tell(found, inner)
                 # two secrets of a kind are two keys still

@@ -233,7 +233,7 @@ SHAPES: tuple[Shape, ...] = (
     Shape(
         "url_password",
         "a password in a URL",
-        (r"://[^\s/:@\"'<>\[]{0,256}:[^\s@\"'<>]{1,256}+@",),
+        (r"://[^\s/:@\"'<>\[]{0,256}:[^\s\"'<>][^\s@\"'<>]{0,256}+@",),
         # a password may hold an @, and even a slash where no port stands
         _pattern(
             r"://[^\s/:@\"'<>\[]{0,256}:"
@@ -319,7 +319,7 @@ SHAPES: tuple[Shape, ...] = (
 _NAME_ENDS = _words(
     "password passwords passwd passphrase passcode pwd secret secrets credential credentials creds key keys token "
     "cookie cookies csrf xsrf jwt ssn otp cvv cvc authorization authorisation auth mnemonic mnemonics phrase card "
-    "keypair keypairs bearer seed _pass hex pem base58 base64 d_hash t_hash y_hash _value _prod _json _bytes header"
+    "keypair keypairs key_pair key-pair words number security bearer seed _pass hex pem base58 base64 d_hash t_hash y_hash _value _prod _json _bytes header"
 )
 _COUPLE_ENDS = _words("authorization cookie key token password secret")
 _END_MAX = 6
@@ -362,7 +362,7 @@ def _choice(texts: Iterable[str]) -> str:
 NAME_HINTS: tuple[str, ...] = (
     f":{_name_before(':')}",
     rf",(?<=[\"'],)(?:{_ends(_COUPLE_ENDS, '.,')})",
-    r"--[A-Za-z][A-Za-z\-]{0,40}[ \t]",
+    r"--[A-Za-z][\w\-]{0,63}[ \t]",
 )
 """Patterns of which one matches wherever a text may say `name=secret`, each `=` of it taken for a `:`.
 

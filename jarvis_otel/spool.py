@@ -18,7 +18,6 @@ import errno
 import fcntl
 import mmap
 import os
-import shutil
 import signal
 import threading
 import time
@@ -592,7 +591,7 @@ class Spool(_Store):
                 made.rename(home)
             except OSError:
                 os.close(lock)
-                shutil.rmtree(made, ignore_errors=True)
+                _rmtree(made)
                 raise
             self.home, self._lock_descriptor = home, lock
 
@@ -685,7 +684,7 @@ class Spool(_Store):
                 self._spare.remove()
                 self._spare = None
             if self.home is not None and not waits:
-                shutil.rmtree(self.home, ignore_errors=True)
+                _rmtree(self.home)
             self._move_out()
 
     def abandon(self) -> None:
@@ -744,7 +743,7 @@ class Orphan(_Store):
 
     def remove(self) -> None:
         """Deletes it: everything in it is settled."""
-        shutil.rmtree(self.home, ignore_errors=True)
+        _rmtree(self.home)
         self.close()
 
     def close(self) -> None:
@@ -815,7 +814,7 @@ def _remove_abandoned(made: Path) -> None:
     """Removes a directory whose process ended while it was making it."""
     with contextlib.suppress(OSError):
         if time.time() - made.stat().st_mtime > _ABANDONED_SECONDS:
-            shutil.rmtree(made, ignore_errors=True)
+            _rmtree(made)
 
 
 class Usage(NamedTuple):
@@ -843,6 +842,12 @@ def usage(directory: Path) -> Usage:
             with contextlib.suppress(OSError), os.scandir(home.path) as files:
                 total += sum(file.stat(follow_symlinks=False).st_size for file in files if file.name.endswith(".seg"))
     return Usage(total, owners)
+
+
+def _rmtree(directory: Path) -> None:
+    from shutil import rmtree  # noqa: PLC0415 - it brings compressors along
+
+    rmtree(directory, ignore_errors=True)
 
 
 def forget_parent() -> None:

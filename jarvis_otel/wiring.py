@@ -61,7 +61,7 @@ class Wiring:
             guard_baggage(),
             continue_operation(settings.traceparent, settings.tracestate, settings.baggage),
         ]
-        self._providers = Providers(settings, resource)
+        self._providers = Providers(settings, resource, RUNTIME.redactor)
         self._providers.set_up_metrics()
         self._providers.set_up_traces(OperationSpanProcessor())
         self._setup = install_logging(settings, resource.attributes, console=console)

@@ -12,7 +12,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -70,6 +70,7 @@ class Limit:
     once: bool = False
     below: int = logging.WARNING
     per: float = 1.0
+    _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, fits, wanted in (
@@ -84,6 +85,17 @@ class Limit:
                 got = getattr(self, name)
                 hint = did_you_mean(got, _LEVELS) if name == "below" else ""
                 raise ValueError(f"{name}: got {got!r}, want {wanted}{hint}")
+        # worked out once, as a logger may look its limiter up for each record; None has another hash in each process
+        parts = (self.sample or 0, self.rate or 0, self.dedupe or 0, self.once, self.below, self.per)
+        object.__setattr__(self, "_hash", hash(parts))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @property
+    def limits_something(self) -> bool:
+        """Whether there is any record that it leaves out."""
+        return self.once or self.sample is not None or self.rate is not None or self.dedupe is not None
 
     @classmethod
     def parse(cls, value: object, where: str) -> Self:
@@ -171,11 +183,9 @@ class _Rule:
 
 def _rules_of(limits: tuple[Limit, ...]) -> tuple[tuple[int, _Rule], ...]:
     """By rising level: the rule for the records below it; none where nothing is limited."""
-    set_limits = [
-        limit for limit in limits if limit.once or (limit.sample, limit.rate, limit.dedupe) != (None, None, None)
-    ]
-    belows = sorted({limit.below for limit in set_limits})
-    return tuple((below, _Rule([limit for limit in set_limits if limit.below >= below])) for below in belows)
+    limits = tuple(limit for limit in limits if limit.limits_something)
+    belows = sorted({limit.below for limit in limits})
+    return tuple((below, _Rule([limit for limit in limits if limit.below >= below])) for below in belows)
 
 
 class _Like:
@@ -221,11 +231,6 @@ class Limiter:
         self._untold = 0
         self._rest = _Like()
         self._rest_level = 0
-
-    @property
-    def limits_something(self) -> bool:
-        """Whether there is any record that it may leave out."""
-        return bool(self._rules)
 
     @property
     def left_out(self) -> Mapping[str, int]:
@@ -389,19 +394,19 @@ class Limiters:
             limits: A record has to pass all of them.
         """
         key = (service, limits)
-        with self._lock:
-            limiter = self._limiters.get(key)
-            if limiter is not None:
+        limiter = self._limiters.get(key)
+        if limiter is not None:
+            try:  # noqa: SIM105 - contextlib.suppress takes as long as all the rest
                 self._limiters.move_to_end(key)
-                return limiter
-            limiter = Limiter(*limits, clock=self._clock)
-            if not limiter.limits_something or not self._makes_room():
-                return None
-            self._limiters[key] = limiter
-            if not self._watches_forks:
-                self._watches_forks = True
-                after_fork = weakref.WeakMethod(self._after_fork)
-                os.register_at_fork(after_in_child=lambda: (method := after_fork()) and method())
+            except KeyError:  # another thread has just retired it
+                pass
+            return limiter
+        if not any(limit.limits_something for limit in limits):
+            return None
+        with self._lock:
+            if (limiter := self._limiters.get(key)) is None and self._makes_room():
+                limiter = self._limiters[key] = Limiter(*limits, clock=self._clock)
+                self._watch_forks()
             return limiter
 
     def drain(self, now: float | None = None, most: int = 8) -> list[tuple[str, LeftOut]]:
@@ -413,6 +418,12 @@ class Limiters:
         """
         limiters = list(self._limiters.items())
         return [(service, left) for (service, _), limiter in limiters for left in limiter.drain(now, most)]
+
+    def _watch_forks(self) -> None:
+        if not self._watches_forks:
+            self._watches_forks = True
+            after_fork = weakref.WeakMethod(self._after_fork)
+            os.register_at_fork(after_in_child=lambda: (method := after_fork()) and method())
 
     def _makes_room(self) -> bool:
         if len(self._limiters) < LIMITERS_MAX:

@@ -101,7 +101,6 @@ class Pipeline:
         self.endpoint = endpoint
         self.resource = resource
         self.on_tick: Callable[[], object] = lambda: None
-        self._resource_json = orjson.dumps({"attributes": otlp_attributes(resource)})
         self._headers = headers or {}
         self._timeout = timeout
         self._quiet = quiet
@@ -140,7 +139,8 @@ class Pipeline:
         )
 
     def _begin(self) -> None:
-        self._spool = Spool(self._spool_dir, self._resource_json, bytes_max=self._spool_bytes)
+        resource = orjson.dumps({"attributes": otlp_attributes(self.resource)})
+        self._spool = Spool(self._spool_dir, resource, bytes_max=self._spool_bytes)
         self._client: OtlpClient | None = None
         # SimpleQueue.put is re-entrant, which Event.set is not: a signal handler may log at any moment.
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -164,6 +164,12 @@ class Pipeline:
             self._client.close()
         forget_parent()
         self._spool.abandon()
+        if "service.instance.id" in self.resource:
+            # each process is an instance of its own; the SDK renews that of the spans in the same way
+            from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
+
+            renewed = Resource.create().attributes.get("service.instance.id", "")
+            self.resource = {**self.resource, "service.instance.id": renewed}
         self._begin()
         if (util := sys.modules.get("multiprocessing.util")) is not None:
             # multiprocessing ends its children by os._exit, which runs its own finalisers but not atexit's; it

@@ -401,9 +401,7 @@ class Redactor:
         name, rule = self._name_in(found)
         if rule is not _SECRET and rule is not NameRule.TOKEN:
             return None
-        if start >= len(text) or _MARK.match(text, start):
-            return None
-        if text[start] in "[({":
+        if start < len(text) and text[start] in "[({" and not _MARK.match(text, start):
             return (start, _closing(text, start)) if rule is _SECRET else None
         quoted = _QUOTED.match(text, start)
         if quoted is not None:

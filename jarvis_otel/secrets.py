@@ -319,7 +319,8 @@ SHAPES: tuple[Shape, ...] = (
 _NAME_ENDS = _words(
     "password passwords passwd passphrase passcode pwd secret secrets credential credentials creds key keys token "
     "cookie cookies csrf xsrf jwt ssn otp cvv cvc authorization authorisation auth mnemonic mnemonics phrase card "
-    "keypair keypairs key_pair key-pair words number security bearer seed _pass hex pem base58 base64 d_hash t_hash y_hash _value _prod _json _bytes header"
+    "keypair keypairs key_pair key-pair words number security bearer seed _pass hex pem base58 base64 d_hash t_hash "
+    "y_hash _value _prod _json _bytes header"
 )
 _COUPLE_ENDS = _words("authorization cookie key token password secret")
 _END_MAX = 6
@@ -366,7 +367,8 @@ NAME_HINTS: tuple[str, ...] = (
 )
 """Patterns of which one matches wherever a text may say `name=secret`, each `=` of it taken for a `:`.
 
-Each begins with a literal character. Of the names that `name_rule` knows, a text is asked for those that end in one of _NAME_ENDS, or in one and a digit.
+Each begins with a literal character. Of the names that `name_rule` knows, a text is asked for those that end in one of
+_NAME_ENDS, or in a digit.
 """
 
 

@@ -52,7 +52,7 @@ def answers(limiter, clock, seconds, *, message="tick", step=1.0):
 def test_without_a_limit_everything_is_let_through(clock):
     limiter = Limiter(Limit(), clock=clock)
     assert answers(limiter, clock, 5) == [0] * 5
-    assert not limiter.limits_something
+    assert not Limit(below=ERROR, per=5.0).limits_something
 
 
 def test_dedupe_lets_one_through_in_each_window_and_it_tells_how_many_were_left_out(clock):

@@ -699,6 +699,7 @@ TALK = """
 SAID = ["emitted", "standard", "structured"]
 
 THIRD_PARTY = """
+import sys
 from opentelemetry.sdk._logs.export import ConsoleLogRecordExporter, LogRecordExportResult
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -718,7 +719,9 @@ class Logs(ConsoleLogRecordExporter):
 class Reader(InMemoryMetricReader):
     def shutdown(self, *args, **options):
         data = self.get_metrics_data()
-        print("metrics", sorted(m.name for r in data.resource_metrics for s in r.scope_metrics for m in s.metrics))
+        names = sorted(m.name for r in data.resource_metrics for s in r.scope_metrics for m in s.metrics)
+        # one write: the console exporters end at the same time
+        sys.stdout.write(f"metrics {names}\\n")
 
 class Broken:
     def __init__(self):

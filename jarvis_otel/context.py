@@ -27,6 +27,7 @@ __all__ = [
     "end_span",
     "note_evaluation",
     "received_correlation",
+    "scope_of",
     "start_span",
     "text_of",
     "with_received_correlation",
@@ -168,6 +169,9 @@ def received_correlation(context: Context | None = None) -> str | None:
     return cast("str | None", otel_context.get_value(_CORRELATION, context))
 
 
+_RAISED = "_jarvis_raised_in"
+
+
 class Scope:
     """Has an operation and an OpenTelemetry context be the current ones, for one `with`.
 
@@ -202,6 +206,25 @@ class Scope:
         except (ValueError, RuntimeError):  # left in another context than it was entered in: nothing to put back here
             return
         otel_context.detach(theirs)
+
+
+class _Raised(Scope):
+    """Where an exception came from; it goes along with the exception, but not into another process."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> Any:
+        return bool, ()
+
+
+def scope_of(error: BaseException | None) -> Scope | None:
+    """The innermost operation that an exception has left, if it has left any.
+
+    Args:
+        error: An exception that nobody caught.
+    """
+    found = getattr(error, "__dict__", {}).get(_RAISED)
+    return found if isinstance(found, Scope) else None
 
 
 class OperationSpanProcessor(SpanProcessor):
@@ -316,6 +339,10 @@ class LogContext:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         current = _current.get()
+        if isinstance(error, Exception):
+            # who catches it last, or nobody, shall know what it interrupted; some exceptions take no attributes
+            with contextlib.suppress(Exception):
+                error.__dict__.setdefault(_RAISED, _Raised(current, otel_context.get_current()))
         operation = current
         entered = self._entered.pop(current, None) if current is not None else None
         if entered is None:

@@ -88,14 +88,15 @@ class LoggingSetup:
     def _tell_counts(self, *, at_end: bool = False) -> None:
         """Writes records of what was lost, and of what limits left out and no later record told."""
         assert self.pipeline is not None
-        for service, left in RUNTIME.limiters.drain(math.inf if at_end else None):
+        for service, left in RUNTIME.left_out(math.inf if at_end else None):
             which = f"like this were left out ({left.reason}): {left.message}" if left.message else "were left out"
             emit_event(
                 service,
                 "jarvis.logs.left_out",
                 f"{left.count} records {which}",
                 level=severity_of(left.level).level,
-                attributes={"left_out": left.count},
+                attributes={"left_out": left.count, "left_out_reason": left.reason},
+                service=service if service in RUNTIME.services else None,
             )
         dropped = self.pipeline.counters().dropped
         if dropped == self._told_dropped or (time.monotonic() < self._next_loss and not at_end):
@@ -385,14 +386,14 @@ def _console_handler(settings: Settings, *, wanted: bool) -> logging.Handler | N
 
 
 def flush_at_sigterm(
-    pipeline: Pipeline, others: Sequence[Callable[[], object]] = (), timeout: float = EXIT_SECONDS
+    pipeline: Pipeline | None, others: Sequence[Callable[[], object]] = (), timeout: float = EXIT_SECONDS
 ) -> None:
     """Delivers what waits before the process dies of SIGTERM, which runs no atexit.
 
     Only in the main thread, and only where nobody else handles the signal: who does ends the process in order.
 
     Args:
-        pipeline: What is flushed.
+        pipeline: What is flushed; a collector that is away is not waited for, as the records are on the disk.
         others: Further flushes, of spans for example; they run at the same time.
         timeout: Seconds that all of them may take together.
     """
@@ -400,11 +401,13 @@ def flush_at_sigterm(
         return
 
     def die(signum: int, frame: object) -> None:  # noqa: ARG001
-        if pipeline.interrupted_in_append():
+        if pipeline is not None and pipeline.interrupted_in_append():
             # the thread that waits here would hold what the flush needs: let it go on, and come again
             threading.Timer(0.001, os.kill, (os.getpid(), signum)).start()
             return
-        flushes = [lambda: pipeline.flush(timeout), *others]
+        flushes = [*others]
+        if pipeline is not None:
+            flushes.append(lambda: pipeline.flush(timeout, patient=False))
         threads = [threading.Thread(target=flush, daemon=True) for flush in flushes]
         for thread in threads:
             thread.start()

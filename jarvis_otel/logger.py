@@ -20,7 +20,7 @@ from opentelemetry._logs import LoggerProvider, LogRecord, SeverityNumber, get_l
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, get_value
 
 from jarvis_collector.record import LogEntry
-from jarvis_otel.context import LogContext, Operation, current_operation, note_evaluation
+from jarvis_otel.context import LogContext, Operation, current_operation, note_evaluation, scope_of
 from jarvis_otel.encode import (
     OWN_KEYWORDS,
     SEVERITIES,
@@ -101,6 +101,7 @@ class StructuredLogger:
         self._bound: Mapping[str, Any] = {}
         self._scope = otlp_scope(self.service)
         self._standard = logging.getLogger(self.service)
+        RUNTIME.services.add(self.service)
 
     @property
     def level(self) -> int:
@@ -325,7 +326,14 @@ def get_logger(service: str) -> StructuredLogger:
 
 
 def emit_event(
-    logger: str, name: str, message: str, *, level: str = "INFO", attributes: Mapping[str, Any], shown: bool = True
+    logger: str,
+    name: str,
+    message: str,
+    *,
+    level: str = "INFO",
+    attributes: Mapping[str, Any],
+    shown: bool = True,
+    service: str | None = None,
 ) -> None:
     """Writes an OpenTelemetry event whose attributes already have their OTLP names; never raises.
 
@@ -336,10 +344,10 @@ def emit_event(
         level: DEBUG, INFO, WARNING, ERROR or CRITICAL.
         attributes: Written as they are.
         shown: Whether the standard handlers, such as a console, get it too.
+        service: Whose record it is; the operation's service, else the process's, if None.
     """
     number = logging.getLevelName(level)
-    if get_logger(logger).level <= number:
-        _emit_apart(logger, number, message, event=name, attributes=attributes, shown=shown)
+    _emit_apart(logger, number, message, event=name, attributes=attributes, shown=shown, service=service)
 
 
 def admitted(limits: tuple[Limit, ...], logger: str, level: int, message: object) -> int:
@@ -366,7 +374,16 @@ def report_uncaught(level: int, message: str, exc_info: ExcInfo) -> None:
         message: What happened.
         exc_info: The triple of sys.exc_info().
     """
-    _emit_apart("uncaught", level, message, error=_error_of(exc_info)[0])
+    _, error, frames = exc_info
+    while frames is not None and frames.tb_next is not None:
+        frames = frames.tb_next
+    source = None
+    if frames is not None:
+        code = frames.tb_frame.f_code
+        source = (code.co_filename, frames.tb_lineno or 0, code.co_qualname)
+    # an exception that has left its operation is still about that
+    with scope_of(error) or contextlib.nullcontext():
+        _emit_apart("uncaught", level, message, error=_error_of(exc_info)[0], source=source)
 
 
 def report_warning(warning: warnings.WarningMessage) -> None:
@@ -394,8 +411,11 @@ def _emit_apart(
     error: ErrorInfo | None = None,
     source: Source | None = None,
     shown: bool = False,
+    service: str | None = None,
 ) -> None:
     """Writes a record that no call of a logger stands behind; its service is the operation's, else the process's."""
+    if RUNTIME.policy(logger).level > level:
+        return
     try:
         operation = current_operation()
         now = time.time_ns()
@@ -404,7 +424,7 @@ def _emit_apart(
             time_ns=now - now % 1000,
             level=level,
             message=clean_text(message),
-            service=(operation.service if operation is not None else None) or process_service() or logger,
+            service=service or (operation.service if operation is not None else None) or process_service() or logger,
             logger=logger,
             keywords=keywords or {},
             operation=operation,

@@ -11,7 +11,7 @@ from jarvis_otel.encode import otlp_scope
 if TYPE_CHECKING:
     from jarvis_flags.source import FlagSource
     from jarvis_otel.bootstrap import Handle
-    from jarvis_otel.limits import Limit, Limiters
+    from jarvis_otel.limits import LeftOut, Limit, Limiters
     from jarvis_otel.lines import LineWriter
     from jarvis_otel.manager import FeatureFlagManager
     from jarvis_otel.pipeline import Pipeline
@@ -66,6 +66,7 @@ class Runtime:
             standard logging.
         lines: Writes the common records to the pipeline.
         own_processors: The log record processors of the process's provider, once all of them are known to be ours.
+        services: The services that have a logger of ours.
         manager: The process's FeatureFlagManager once `get_flags()` made it.
         flag_source: Where the flags come from whose snapshot counts; None before `configure()`.
         declared_flags: Evaluates the flags that a service declares.
@@ -76,6 +77,7 @@ class Runtime:
         self.pipeline: Pipeline | None = None
         self.lines: LineWriter | None = None
         self.own_processors: object = ()
+        self.services: set[str] = set()
         self._redactor: Redactor | None = None
         self._limiters: Limiters | None = None
         self.manager: FeatureFlagManager | None = None
@@ -117,6 +119,14 @@ class Runtime:
 
             self._limiters = Limiters()
         return self._limiters
+
+    def left_out(self, now: float | None) -> list[tuple[str, LeftOut]]:
+        """What limits left out and no record has told, with its logger; see `limits.Limiters.drain`.
+
+        Args:
+            now: The time that counts; the clock is asked if None.
+        """
+        return [] if self._limiters is None else self._limiters.drain(now)
 
     def policy(self, service: str) -> Policy:
         """What holds for the loggers of a service; it follows the settings.

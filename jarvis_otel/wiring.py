@@ -76,17 +76,17 @@ class Wiring:
     def _set_up_logs(self, settings: Settings, setup: LoggingSetup) -> None:
         pipeline = setup.pipeline
         self._providers.set_up_logs(PipelineProcessor(pipeline) if pipeline is not None else None)
+        if settings.capture_exceptions:
+            self._undo.append(install_uncaught(report_uncaught))
+        if settings.capture_warnings:
+            self._undo.append(capture_warnings(report_warning))
+        flush_at_sigterm(pipeline, [self._providers.flush])
         if pipeline is None:
             return
         # the pipeline says in one line that there is no collector; the stock exporters would say it for each batch
         for exporter_log in map(logging.getLogger, EXPORTER_LOGS):
             exporter_log.addFilter(_is_no_retry)
             self._undo.append(lambda log=exporter_log: log.removeFilter(_is_no_retry))  # type: ignore[misc]
-        if settings.capture_exceptions:
-            self._undo.append(install_uncaught(report_uncaught))
-        if settings.capture_warnings:
-            self._undo.append(capture_warnings(report_warning))
-        flush_at_sigterm(pipeline, [self._providers.flush])
 
     def undo(self, timeout: float) -> None:
         """Takes it apart, and delivers what waits: logs and spans at the same time.

@@ -200,3 +200,26 @@ def test_lost_records_are_told_by_a_record(sink):
     lost = events(sink)["jarvis.logs.dropped"]
     assert lost["body"]["stringValue"] == "Records lost: 1 failed"
     assert lost["severityNumber"] == 13
+
+
+def test_an_exception_that_left_its_operation_is_still_about_that(sink):
+    done = app(
+        """
+        import pickle
+        try:
+            with log.context(correlation_id="trade-8"):
+                raise KeyError("caught")
+        except KeyError as error:
+            print(pickle.loads(pickle.dumps(error)).args)
+        with log.context(correlation_id="trade-9", user_id="u"):
+            with log.context(request_id="r1"):
+                raise ValueError("x")
+        """,
+        sink,
+    )
+    assert (done.returncode, done.stdout) == (1, "('caught',)\n")
+    (record,) = sink.received
+    found = attributes_of(record)
+    assert (found["jarvis.correlation_id"], found["jarvis.request_id"], found["user.id"]) == ("trade-9", "r1", "u")
+    assert found["code.function.name"] == "<module>"
+    assert len(record["traceId"]) == 32

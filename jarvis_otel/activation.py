@@ -57,7 +57,7 @@ def activate_all() -> None:
 
 
 def activate() -> None:
-    """Activates us in this process, and adopts what others have set up since the last call; never raises."""
+    """Activates us in this process, where that has not happened; never raises."""
     with _told():
         if not is_disabled():
             _activate()
@@ -65,12 +65,8 @@ def activate() -> None:
 
 def _activate() -> None:
     # imported here, where it is told what is wrong with an installation
-    from opentelemetry._logs import get_logger_provider  # noqa: PLC0415
-
-    from jarvis_otel.adoption import adopt_handler, adopt_provider  # noqa: PLC0415
     from jarvis_otel.asgi import serve_spans  # noqa: PLC0415
     from jarvis_otel.bootstrap import configure  # noqa: PLC0415
-    from jarvis_otel.handlers import PipelineProcessor  # noqa: PLC0415
     from jarvis_otel.runtime import RUNTIME  # noqa: PLC0415
     from jarvis_otel.settings import Settings  # noqa: PLC0415
 
@@ -79,11 +75,6 @@ def _activate() -> None:
         configure(_name(settings), console=False, settings=settings)
     if RUNTIME.settings is None or not RUNTIME.settings.sdk_disabled:
         serve_spans()
-    if RUNTIME.pipeline is not None:
-        processor = PipelineProcessor(RUNTIME.pipeline)
-        adopt_provider(get_logger_provider(), processor)
-        for handler in logging.getLogger().handlers:
-            adopt_handler(handler, processor)
 
 
 @contextlib.contextmanager

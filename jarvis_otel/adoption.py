@@ -50,8 +50,8 @@ def adopt_provider(provider: Any, processor: OurProcessor) -> None:
         repeat.shutdown()
 
 
-def adopt_handler(handler: logging.Handler, processor: OurProcessor) -> bool:
-    """Whether a handler brings records of standard logging to our processor, and so does the work.
+def adopt_handler(handler: logging.Handler, processor: OurProcessor | None) -> bool:
+    """Whether a handler brings records of standard logging to where we bring ours.
 
     It is then kept from what must not come that way: our own records, which are there already, and those of
     `opentelemetry.*` loggers, which with the collector down would feed themselves. And it takes no console away:
@@ -59,21 +59,26 @@ def adopt_handler(handler: logging.Handler, processor: OurProcessor) -> bool:
 
     Args:
         handler: Any handler of standard logging.
-        processor: Ours.
+        processor: Ours; None where we ship nothing, and only the application's own exporters get records.
     """
-    if not is_otel_handler(handler):
+    if not is_otel_handler(handler) or not _comes_together(getattr(handler, "_logger_provider", None), processor):
         return False
-    provider = getattr(handler, "_logger_provider", None)
-    if type(provider).__name__ == "ProxyLoggerProvider":  # made before there was a provider: it is the global one
-        provider = get_logger_provider()
-    processors = _processors_of(provider) or ()
-    if not any(_is_ours(other, processor) for other in processors):
-        if not any(map(_goes_our_way, processors)):
-            return False  # the application's own way to somewhere else
-        adopt_provider(provider, processor)
     if not any(isinstance(known, _Adopted) for known in handler.filters):
         handler.addFilter(_Adopted(handler))
     return True
+
+
+def _comes_together(provider: Any, processor: OurProcessor | None) -> bool:
+    """Whether what a provider gets is what we bring, or is on its way to our collector."""
+    if processor is None:
+        return provider is get_logger_provider()
+    processors = _processors_of(provider) or ()
+    if any(_is_ours(other, processor) for other in processors):
+        return True
+    if any(map(_goes_our_way, processors)):
+        adopt_provider(provider, processor)
+        return True
+    return False  # the application's own way to somewhere else
 
 
 def has_others(provider: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.abc
 import importlib.util
 import sys
@@ -88,8 +89,9 @@ def _is_in_server_span() -> bool:
     if _served.get():
         return False
     span = trace.get_current_span()
-    # a span of another kind stands around the whole server, not around a request
-    return span.get_span_context().is_valid and getattr(span, "kind", SpanKind.SERVER) is SpanKind.SERVER
+    context = span.get_span_context()
+    # a span of another kind stands around the whole server, and a remote one around the whole process (TRACEPARENT)
+    return context.is_valid and not context.is_remote and getattr(span, "kind", SpanKind.SERVER) is SpanKind.SERVER
 
 
 def _is_instrumented(app: object) -> bool:
@@ -206,7 +208,7 @@ def _attributes(scope: AsgiScope, method: str) -> dict[str, str | int]:
     server, host = scope.get("server"), None
     for name, value in scope["headers"]:
         if name == b"host":
-            host = value.decode("latin-1")
+            host = value.decode("latin-1")[:_TEXT_MAX]
         elif name == b"user-agent":
             attributes["user_agent.original"] = value.decode("latin-1")[:_TEXT_MAX]
     address, port = _host(host) if host else (None, None)
@@ -223,10 +225,11 @@ def _address(peer: Any) -> str | None:
     return str(peer[0])[:_TEXT_MAX] if isinstance(peer, list | tuple) and peer and peer[0] else None
 
 
+@functools.lru_cache(maxsize=64)
 def _host(header: str) -> tuple[str | None, int | None]:
     """Host and port of a Host header; it is the client's, and may be anything."""
     try:
-        parts = urlsplit(f"//{header[:_TEXT_MAX]}")
+        parts = urlsplit(f"//{header}")
         return parts.hostname, parts.port
     except ValueError:
         return None, None

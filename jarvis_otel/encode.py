@@ -430,19 +430,18 @@ def operation_attributes(
         correlation_id, user_id, request_id, session_id: As they leave the process.
         flags: Variant, and whether that counts as on, by flag id.
     """
-    attributes = [
-        f'{{"key":"{name}","value":{{"stringValue":{_quote(value)}}}}}'
-        for name, value in (
-            ("jarvis.correlation_id", correlation_id),
-            ("user.id", user_id),
-            ("jarvis.request_id", request_id),
-            ("session.id", session_id),
-        )
-        if value is not None
-    ]
+    attributes = ""
+    if correlation_id is not None:
+        attributes = f',{{"key":"jarvis.correlation_id","value":{{"stringValue":{_quote(correlation_id)}}}}}'
+    if user_id is not None:
+        attributes += f',{{"key":"user.id","value":{{"stringValue":{_quote(user_id)}}}}}'
+    if request_id is not None:
+        attributes += f',{{"key":"jarvis.request_id","value":{{"stringValue":{_quote(request_id)}}}}}'
+    if session_id is not None:
+        attributes += f',{{"key":"session.id","value":{{"stringValue":{_quote(session_id)}}}}}'
     if flags:
-        attributes.append(_flag_attributes(tuple(flags.items())))
-    return ",".join(attributes)
+        attributes += "," + _flag_attributes(tuple(flags.items()))
+    return attributes[1:]
 
 
 @lru_cache(maxsize=256)
@@ -458,7 +457,8 @@ def _flag_attributes(flags: tuple[tuple[str, tuple[str, bool]], ...]) -> str:
 def span_ids(trace_id: int, span_id: int, flags: int) -> str:
     """The ids of a span on the wire, which end a record."""
     # sampled or not; that the id is random, the other bit, would only make each line longer
-    return f',"traceId":"{trace_id:032x}","spanId":"{span_id:016x}","flags":{flags & TraceFlags.SAMPLED}'
+    trace, span = trace_id.to_bytes(16, "big").hex(), span_id.to_bytes(8, "big").hex()
+    return f',"traceId":"{trace}","spanId":"{span}","flags":{flags & TraceFlags.SAMPLED}'
 
 
 def sdk_attributes(record: Record) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
-from opentelemetry._logs import get_logger_provider
 from opentelemetry.sdk._logs import LogRecordProcessor, ReadWriteLogRecord
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext, TraceFlags
 
@@ -192,9 +191,7 @@ class LoggingSetup:
     def _adopts(self, handler: logging.Handler) -> bool:
         if not is_otel_handler(handler):
             return False
-        if self.pipeline is None:
-            return getattr(handler, "_logger_provider", None) is get_logger_provider()
-        return adopt_handler(handler, PipelineProcessor(self.pipeline))
+        return adopt_handler(handler, None if self.pipeline is None else PipelineProcessor(self.pipeline))
 
     def _is_shown(self, record: logging.LogRecord) -> bool:
         if self._console is not None:

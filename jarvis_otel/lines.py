@@ -166,8 +166,8 @@ class LineWriter:
             now -= now % 1000  # whole microseconds, as the line writes them
         named = "" if event is None else f',"eventName":{_quote(event)}'
         text = (
-            f'{number}{policy.scope}{now}"{head}{attributes}{shared.attributes}'
-            f'{pipeline.uid_prefix}-{number}"}}}}]{shared.ids}{named}}}\n'
+            f"{number}{policy.scope}{now}{head}{attributes}{shared.attributes}"
+            f"{pipeline.uid_prefix}-{number}{shared.ids}{named}}}\n"
         )
         try:
             line = text.encode()
@@ -185,7 +185,7 @@ class LineWriter:
             return ""
         severity = SEVERITIES.get(level) or severity_of(level)
         head = (
-            f',"severityNumber":{severity.number},"severityText":"{severity.text}"'
+            f'","severityNumber":{severity.number},"severityText":"{severity.text}"'
             f',"body":{{"stringValue":{_quote(message)}}},"attributes":[{source_attributes(site.source)}'
         )
         if size <= _MESSAGE_MAX:
@@ -216,7 +216,8 @@ class LineWriter:
             correlation, user = operation.correlation_id, operation.user_id
             request, session = operation.request_id, operation.session_id
             evaluated, declared = operation.evaluated, operation.declared
-        flags = merge_flags(evaluated, RUNTIME.declared_flags(service, user, declared))
+        more = RUNTIME.declared_flags(service, user, declared)
+        flags = merge_flags(evaluated, more) if more else evaluated
         user = user and self._redactor.pseudonym(user)
         if own := operation_attributes(correlation, user, request, session, flags):
             attributes = f",{own}"
@@ -225,4 +226,4 @@ class LineWriter:
         attributes += ',{"key":"log.record.uid","value":{"stringValue":"'
         span = trace.get_current_span(context).get_span_context()
         ids = span_ids(span.trace_id, span.span_id, span.trace_flags) if span.is_valid else ""
-        return _Shared(version, context, snapshot, policy, attributes, ids)
+        return _Shared(version, context, snapshot, policy, attributes, '"}}]' + ids)

@@ -305,7 +305,15 @@ class StructuredLogger:
 
     def _is_heard(self, level: int) -> bool:
         """Whether anybody but the pipeline takes our records: a standard handler, or a processor of the application."""
-        return _handlers_of(self._standard, level) or _has_others(get_logger_provider())
+        # both written out: two calls less for each record
+        logger: logging.Logger | None = self._standard
+        while logger is not None:
+            if logger.handlers:
+                return True
+            logger = logger.parent if logger.propagate else None
+        if level >= _WARNING and logging.lastResort is not None and level >= logging.lastResort.level:
+            return True
+        return _has_others(get_logger_provider())
 
     def _ship_bare(self, record: Record) -> None:
         try:

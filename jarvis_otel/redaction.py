@@ -142,7 +142,7 @@ _NAMED = re.compile(
     r"(?<![\w.\-])(?P<name>[\w.\-]++)[\"'\\\]]{0,4}[ \t]{0,8}(?P<part>=>|:=|={1,3}|:(?!//|:))[ \t]{0,8}", re.ASCII
 )
 # An option of a command line.
-_OPTION = re.compile(r"(?<![\w\-])--(?P<name>[A-Za-z][\w\-]{0,63})(?P<part>[ \t]{1,8})(?![\-\s])", re.ASCII)
+_OPTION = re.compile(r"(?<![\w\-])--(?P<name>[A-Za-z][\w\-]{0,63})(?P<part>[ \t]{1,8})(?!--|\s)", re.ASCII)
 # Two quoted texts, as in ("authorization", "…") and ["psql", "--password", "…"].
 _COUPLE = re.compile(
     r"(?P<open>[\[(]?)b?(?P<quote>[\"'])(?P<name>-{0,2}[A-Za-z][\w.\-]{0,63})(?P=quote)"
@@ -401,7 +401,8 @@ class Redactor:
         name, rule = self._name_in(found)
         if rule is not _SECRET and rule is not NameRule.TOKEN:
             return None
-        if start < len(text) and text[start] in "[({" and not _MARK.match(text, start):
+        marked = _MARK.match(text, start)
+        if start < len(text) and text[start] in "[({" and not marked:
             return (start, _closing(text, start)) if rule is _SECRET else None
         quoted = _QUOTED.match(text, start)
         if quoted is not None:
@@ -413,7 +414,7 @@ class Redactor:
             start = scheme.end()
         if quoted is None:
             of_a_line = _OF_A_LINE.search(name) if ":" in found["part"] else _OF_WORDS.search(name)
-            pattern = _LINE if of_a_line and scheme is None else _BARE
+            pattern = _LINE if of_a_line and not (scheme or marked) else _BARE
             end = found.end() if (bare := pattern.match(text, start)) is None else bare.end()
         value = text[start:end].strip()
         if not value or _MARK.fullmatch(value) or not looks_secret(rule, value) or _says_nothing(value, name):

@@ -1,14 +1,8 @@
-"""Records on the disk until a collector has them: memory-mapped segments that outlive the process that wrote them.
+"""Records on the disk until a collector has them: segments that outlive the process that wrote them.
 
 Layout: `SPOOL/OWNER/` belongs to one process for as long as it holds a lock on `lock` there; `resource.json` is its
-OTLP resource; `NNNNNNNN-routine.seg` and `NNNNNNNN-urgent.seg` are its segments, oldest first. A segment is text: a
-header that says how far it is settled, then one line a record (`number TAB scope TAB record NEWLINE`, scope and record
-in OTLP/JSON, in which neither tab nor newline occurs), then NULs. So a record is whole, or seen not to be.
-
-A copy into a mapped segment is in the page cache, and survives everything but the machine's own end: SIGKILL, a
-segfault, exec. What could turn such a copy into SIGBUS is excluded: a full disk, because the segment's blocks are
-reserved before it is mapped; a truncation, by a lease, with which the kernel holds up whoever opens the file until
-`Spool.tend` has unmapped it. Without map or lease a record is written by pwrite(2); without a disk it waits in memory.
+OTLP resource; `NNNNNNNN-routine.seg` and `NNNNNNNN-urgent.seg` are its segments, oldest first (see `segments`). A
+process that ends in whatever way lets go of its lock; then anybody may adopt what it left, by taking the lock.
 """
 
 from __future__ import annotations
@@ -16,250 +10,41 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import mmap
 import os
-import signal
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
+from resource import RLIMIT_NOFILE, getrlimit
 from typing import NamedTuple, Self
 
-import orjson
+from jarvis_otel.segments import HEADER_BYTES, File, Identity, Item, Segment, identity_of, is_object, parsed, recovered
 
-__all__ = ["Item", "Orphan", "Segment", "Spool", "Usage", "adopt", "forget_parent", "usage"]
+__all__ = ["Item", "Orphan", "Ring", "Segment", "Spool", "Usage", "adopt", "forget_parent", "usage"]
 
 SEGMENT_BYTES = 1024 * 1024
 MEMORY_BYTES = 32 * 1024 * 1024
 """So much may wait in memory where there is no disk to be had."""
 
-_MAGIC = b"jarvis-spool 1 settled "
-HEADER_BYTES = len(_MAGIC) + 11
 _MAPPED_MAX = 4
+_SPARES_MAX = 2
+_OPEN_MAX = 32
 _ABANDONED_SECONDS = 60.0
-# Above what applications that close or count descriptors reach for: a descriptor of ours that somebody else closed
-# must not be a file of theirs by the time we write.
-_DESCRIPTOR_MIN = 512
-_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, Linux 5.14
+_RESOURCE_MAX = 1024 * 1024
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_NO_RESERVE = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 
-_number = itemgetter(0)
 _segment = itemgetter(3)
 _segment_and_end = itemgetter(3, 4)
 
-_held: set[Path] = set()
-"""The owner directories that this process has locked: to close a second descriptor of their lock would unlock them."""
+_held: set[Identity] = set()
+"""The locks that this process has: to close a second descriptor of one would unlock it."""
+
+_adopting = threading.RLock()
 
 
-class Segment:
-    """One stretch of records: a mapped file, a file that is written, or memory.
-
-    Args:
-        path: The file; None for memory.
-        size: Its bytes, header included.
-        descriptor: The open file; None for memory.
-
-    Attributes:
-        buffer: What a record is copied into; None where it is written by pwrite(2).
-        end: Offset behind the last record.
-        count: Records that were put in.
-        found: Records that were read.
-        done: Records that are settled, or known to be lost.
-        cursor: Offset up to which it was read.
-        read_out: Nothing is left to read, and nothing will be added.
-        gone: Dropped to make room.
-    """
-
-    __slots__ = (
-        "buffer",
-        "count",
-        "cursor",
-        "descriptor",
-        "done",
-        "end",
-        "found",
-        "gone",
-        "path",
-        "read_out",
-        "ring",
-        "settled",
-        "size",
-    )
-
-    def __init__(self, path: Path | None, size: int, descriptor: int | None) -> None:
-        self.path = path
-        self.size = size
-        self.descriptor = descriptor
-        self.buffer: mmap.mmap | bytearray | None = None
-        self.gone = False
-        self.ring: _Ring | None = None
-        self._start_anew()
-
-    def _start_anew(self) -> None:
-        self.end = self.settled = self.cursor = HEADER_BYTES
-        self.count = self.found = self.done = 0
-        self.read_out = False
-
-    @classmethod
-    def create(cls, path: Path, size: int) -> Self:
-        """Makes a file, reserves its blocks, and maps it where that is safe.
-
-        Raises:
-            OSError: There is no room, or no way to write there.
-        """
-        descriptor = _open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        segment = cls(path, size, descriptor)
-        try:
-            reserved = _reserve(descriptor, size)
-            segment._write_header()
-            if reserved:
-                segment._map()
-        except OSError:
-            segment.remove()
-            raise
-        return segment
-
-    @classmethod
-    def in_memory(cls, size: int) -> Self:
-        """A segment that ends with the process."""
-        segment = cls(None, size, None)
-        segment.buffer = bytearray(size)
-        return segment
-
-    @classmethod
-    def left_behind(cls, path: Path) -> Self:
-        """A segment that another process wrote.
-
-        Raises:
-            OSError: It cannot be read.
-        """
-        descriptor = _open(path, os.O_RDWR)
-        segment = cls(path, os.fstat(descriptor).st_size, descriptor)
-        segment.end = segment.size
-        head = os.pread(descriptor, HEADER_BYTES, 0)
-        with contextlib.suppress(ValueError):
-            if head.startswith(_MAGIC):
-                segment.settled = segment.cursor = min(max(HEADER_BYTES, int(head[len(_MAGIC) :])), segment.size)
-        return segment
-
-    def _map(self) -> None:
-        assert self.descriptor is not None
-        try:
-            # what the kernel sends when somebody wants the file; by default it is ignored
-            fcntl.fcntl(self.descriptor, fcntl.F_SETSIG, signal.SIGURG)
-            fcntl.fcntl(self.descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-            self.buffer = mmap.mmap(self.descriptor, self.size)
-            # the pages are made here and not, one by one, in the application's calls
-            self.buffer.madvise(_POPULATE_WRITE)
-        except (OSError, AttributeError, ValueError):
-            if self.buffer is None:  # no lease to be had, or no map: then it is written
-                self.unmap()
-
-    def renew(self, path: Path) -> bool:
-        """Makes the finished segment an empty one under another name; False where that is not safe.
-
-        It has its blocks and its pages, which cost more than all the records that are copied into them.
-        """
-        buffer = self.buffer
-        if not isinstance(buffer, mmap.mmap) or self.path is None or self.is_wanted():
-            return False
-        try:
-            self.path.rename(path)
-        except OSError:
-            return False
-        self.path = path
-        buffer[HEADER_BYTES : self.end] = bytes(self.end - HEADER_BYTES)
-        self._start_anew()
-        with contextlib.suppress(OSError):
-            self._write_header()
-        return True
-
-    def unmap(self) -> None:
-        """Goes on with pwrite(2), and lets go of the lease."""
-        if isinstance(self.buffer, mmap.mmap):
-            self.buffer.close()
-            self.buffer = None
-        if self.descriptor is not None:
-            with contextlib.suppress(OSError, AttributeError):
-                fcntl.fcntl(self.descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-
-    def is_wanted(self) -> bool:
-        """Whether somebody else waits to open or truncate the mapped file."""
-        if self.descriptor is None or not isinstance(self.buffer, mmap.mmap):
-            return False
-        try:
-            return fcntl.fcntl(self.descriptor, fcntl.F_GETLEASE) != fcntl.F_WRLCK
-        except OSError:
-            return True
-
-    def write(self, line: bytes, start: int) -> None:
-        """Writes a line at an offset that was reserved for it.
-
-        Raises:
-            OSError: The disk does not take it.
-        """
-        assert self.descriptor is not None
-        if os.pwrite(self.descriptor, line, start) != len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def read(self, start: int, stop: int) -> bytes:
-        """What lies between two offsets; what cannot be read is left out."""
-        if isinstance(self.buffer, bytearray):
-            return bytes(self.buffer[start:stop])
-        try:
-            # never through the map, which somebody may have truncated since the lease was broken
-            return os.pread(self.descriptor, stop - start, start) if self.descriptor is not None else b""
-        except OSError:
-            return b""
-
-    def settle(self, end: int) -> None:
-        """Notes on the disk that what lies before an offset is done with: whoever adopts it need not send it again."""
-        if end > self.settled:
-            self.settled = end
-            with contextlib.suppress(OSError):
-                self._write_header()
-
-    def _write_header(self) -> None:
-        if self.descriptor is not None:
-            os.pwrite(self.descriptor, b"%b%010d\n" % (_MAGIC, self.settled), 0)
-
-    def close(self, *, lease: bool = True) -> None:
-        """Lets go of the file.
-
-        Args:
-            lease: Give the lease back too; not in a forked child, where it is the parent's.
-        """
-        if lease:
-            self.unmap()
-        elif isinstance(self.buffer, mmap.mmap):
-            self.buffer.close()
-        self.buffer = None
-        if self.descriptor is not None:
-            with contextlib.suppress(OSError):
-                os.close(self.descriptor)
-            self.descriptor = None
-
-    def unlink(self) -> None:
-        """Takes the name away; who has it open can still read it."""
-        if self.path is not None:
-            with contextlib.suppress(OSError):
-                self.path.unlink()
-
-    def remove(self) -> None:
-        """Ends the segment for good."""
-        self.unlink()
-        self.close()
-
-
-Item = tuple[int, bytes, bytes, Segment, int]
-"""A record that was taken: its number, its scope as `encode.otlp_scope` writes it, the record in OTLP/JSON, the segment
-that it lies in, and the offset behind it there."""
-
-
-class _Ring:
+class Ring:
     """Segments of one kind, oldest first.
 
     Attributes:
@@ -298,8 +83,8 @@ class _Store:
         # An RLock: a signal handler or a finaliser may log while this very thread is in append.
         self.lock = threading.RLock()
         self.damaged = 0
-        self._routine = _Ring("routine")
-        self._urgent = _Ring("urgent")
+        self._routine = Ring("routine")
+        self._urgent = Ring("urgent")
         self._rings = (self._routine, self._urgent)
         self._retired: list[Segment] = []
 
@@ -317,17 +102,21 @@ class _Store:
             ring = self._urgent if urgent else self._routine
             taken, ring.read = ring.read[:records_max], ring.read[records_max:]
             return taken
-        # what was not read yet comes after what was: so far is the order known
-        known = min(routine[-1][0], urgent[-1][0])
-        taken = sorted(routine + urgent, key=_number)[:records_max]
-        while taken[-1][0] > known:
-            taken.pop()
-        last = taken[-1][0]
-        for ring in self._rings:
-            ring.read = [item for item in ring.read if item[0] > last]
+        # Each ring in its own order, which threads may have made another than that of the numbers: only so is what
+        # lies before a settled record settled too. Where one ring has no more, the next that it reads may come first.
+        taken = []
+        i = j = 0
+        while i < len(routine) and j < len(urgent) and len(taken) < records_max:
+            if routine[i][0] <= urgent[j][0]:
+                taken.append(routine[i])
+                i += 1
+            else:
+                taken.append(urgent[j])
+                j += 1
+        self._routine.read, self._urgent.read = routine[i:], urgent[j:]
         return taken
 
-    def _read_on(self, ring: _Ring) -> None:
+    def _read_on(self, ring: Ring) -> None:
         """Reads on in a ring until a record was found or there is nothing more."""
         while not ring.read:
             with self.lock:
@@ -344,27 +133,32 @@ class _Store:
                 segment.read_out = True
                 self._tidy(ring)
 
-    def _read(self, ring: _Ring, segment: Segment, stop: int) -> None:
+    def _read(self, ring: Ring, segment: Segment, stop: int) -> None:
         start = segment.cursor
         data = segment.read(start, stop)
         segment.cursor = stop
-        items = _parsed(segment, start, data) if self._own else None
+        items = parsed(segment, start, data) if self._own else None
         if items is None:
-            items = list(_recovered(segment, start, data))
+            items = list(recovered(segment, start, data))
         segment.found += len(items)
         ring.read = items
 
-    def _account(self, ring: _Ring, segment: Segment, count: int) -> None:
+    def _account(self, ring: Ring, segment: Segment, count: int) -> None:
         """Counts what was put into a segment, and is not found in it."""
         if not self._own:
             segment.count = segment.found
-        elif segment.found < count:
-            with self.lock:
-                lost = count - segment.found
-                segment.found = count
+            return
+        with self.lock:
+            lost = count - segment.found
+            segment.found = count
+            if lost > 0:
                 segment.done += lost
                 ring.finished += lost
                 self.damaged += lost
+            elif lost < 0:  # somebody put in more, or broke one in two
+                segment.count -= lost
+                segment.found -= lost
+                ring.appended -= lost
 
     def release(self, items: Sequence[Item]) -> None:
         """Lets go of records that were taken, oldest first, and are settled now."""
@@ -378,18 +172,29 @@ class _Store:
                     continue
                 segment.done += count
                 ring.finished += count
-                segment.settle(ends[segment])
+            # not under the lock: who writes lets go of the GIL, and whoever logs then would wait for both
+            segment.settle(ends[segment])
+        for ring in self._rings:
             self._tidy(ring)
 
     def _revive(self, count: int) -> None:
         """Records were dropped while they were on their way, and arrived."""
 
-    def _tidy(self, ring: _Ring) -> None:
+    def _tidy(self, ring: Ring) -> None:
+        ended = []
         with self.lock:
             while ring.segments and ring.segments[0].read_out and ring.segments[0].done >= ring.segments[0].count:
-                self._finish(ring.segments.popleft())
-            while self._retired:
-                self._retired.pop().close()
+                ended.append(ring.segments.popleft())
+        for segment in ended:
+            self._finish(segment)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Closes what was dropped; only the shipper may, as it reads without the lock."""
+        with self.lock:
+            retired, self._retired = self._retired, []
+        for segment in retired:
+            segment.close()
 
     def _finish(self, segment: Segment) -> None:
         """Ends a segment of which nothing is left to ship."""
@@ -423,8 +228,8 @@ class Spool(_Store):
         self._directory = directory
         self._bytes_max = bytes_max
         self._memory_bytes = memory_bytes
-        self._lock_descriptor: int | None = None
-        self._spare: Segment | None = None
+        self._lock_file: File | None = None
+        self._spares: list[Segment] = []
         self._wants_spare = False
         self._serial = 0
         self.home: Path | None = None
@@ -454,19 +259,19 @@ class Spool(_Store):
             else:
                 self._write(ring, segment, line, start)
 
-    def _write(self, ring: _Ring, segment: Segment, line: bytes, start: int) -> None:
+    def _write(self, ring: Ring, segment: Segment, line: bytes, start: int) -> None:
         try:
             segment.write(line, start)
         except OSError as error:
             # truncated on a full disk, over a quota, a descriptor that somebody closed: memory takes it
             self.problem = error.strerror or str(error)
             segment.count -= 1
-            memory = self._begin(ring, self._in_memory(HEADER_BYTES + len(line)))
+            memory = self._begin(ring, self._in_memory(ring, HEADER_BYTES + len(line)))
             memory.end, memory.count = HEADER_BYTES + len(line), 1
             assert isinstance(memory.buffer, bytearray)
             memory.buffer[HEADER_BYTES : memory.end] = line
 
-    def _roll(self, ring: _Ring, size: int) -> Segment:
+    def _roll(self, ring: Ring, size: int) -> Segment:
         """The next segment of a ring, with room for a line of so many bytes."""
         wanted = max(SEGMENT_BYTES, HEADER_BYTES + size)
         spare = None
@@ -474,45 +279,53 @@ class Spool(_Store):
             # who needs a second segment will need a third: that one is made beforehand
             self._wants_spare = ring.active is not None
             if wanted == SEGMENT_BYTES:
-                spare, self._spare = self._spare, None
-        return self._begin(ring, spare or self._on_disk(ring, wanted) or self._in_memory(wanted))
+                spare = self._spares.pop() if self._spares else None
+        return self._begin(ring, spare or self._on_disk(ring, wanted) or self._in_memory(ring, wanted))
 
-    def _begin(self, ring: _Ring, segment: Segment) -> Segment:
+    def _begin(self, ring: Ring, segment: Segment) -> Segment:
         previous, ring.active = ring.active, segment
         segment.ring = ring
         ring.segments.append(segment)
         # one that will soon be shipped keeps its pages, to be used again; of a long queue nobody needs them
-        if previous is not None and previous.path is not None and len(ring.segments) > _MAPPED_MAX:
+        if previous is not None and len(ring.segments) > _MAPPED_MAX:
             previous.unmap()
+            if len(ring.segments) > min(_OPEN_MAX, getrlimit(RLIMIT_NOFILE)[0] // 16):
+                previous.shelve()
         return segment
 
     def _finish(self, segment: Segment) -> None:
-        path, home = segment.path, self.home
-        is_ours = path is not None and path.parent == home and segment.size == SEGMENT_BYTES
-        if self._spare is None and is_ours and segment.renew(self._next_path(self._routine)):
-            self._spare = segment
-        else:
-            segment.remove()
+        file, home = segment.file, self.home
+        is_ours = file is not None and file.path.parent == home and segment.size == SEGMENT_BYTES
+        if is_ours and len(self._spares) < _SPARES_MAX:
+            with self.lock:
+                path = self._next_path(self._routine)
+            if segment.renew(path):
+                self._spares.append(segment)
+                return
+        segment.remove()
 
-    def _next_path(self, ring: _Ring) -> Path:
+    def _next_path(self, ring: Ring) -> Path:
         assert self.home is not None
         self._serial += 1
         return self.home / f"{self._serial:08d}-{ring.kind}.seg"
 
-    def _on_disk(self, ring: _Ring, size: int) -> Segment | None:
+    def _on_disk(self, ring: Ring, size: int, *, may_drop: bool = True) -> Segment | None:
         """A segment on the disk, or None where there is no room for one or no way to write it."""
         if self._directory is None:
             return None
         try:
             self._settled_in()
-            while usage(self._directory).bytes + size > self._bytes_max and self._drop(ring):
-                pass
+            tries = 2 + self._bytes_max // SEGMENT_BYTES if may_drop else 0
+            while usage(self._directory).bytes + size > self._bytes_max and tries and self._drop(ring):
+                tries -= 1  # who believes to have made room, and has not, must end as well
             while True:
                 try:
                     segment = Segment.create(self._next_path(ring), size)
                 except OSError as error:
-                    # what is on a full disk goes only once memory is full too
-                    if error.errno not in _FULL or self._has_memory(size) or not self._drop(ring):
+                    tries -= 1
+                    if error.errno not in _FULL or tries < 0 or self._goes_on_in_memory(ring, size):
+                        raise
+                    if not self._drop(ring):
                         raise
                 else:
                     self.problem = ""
@@ -523,29 +336,41 @@ class Spool(_Store):
             self.problem = error.strerror or str(error)
             return None
 
-    def _in_memory(self, size: int) -> Segment:
+    def _in_memory(self, ring: Ring, size: int) -> Segment:
         size = max(SEGMENT_BYTES, size)
-        while not self._has_memory(size) and (kept := self._kept_in_memory()):
+        while not self._has_memory(size) and (kept := self._kept_in_memory(*self._no_dearer_than(ring))):
             self._forget(kept[0])
         return Segment.in_memory(size)
 
+    def _goes_on_in_memory(self, ring: Ring, size: int) -> bool:
+        """Whether a full disk keeps what it has: memory is not full, or what is the oldest is in memory."""
+        oldest = next((segment for it in self._no_dearer_than(ring) for segment in it.segments), None)
+        return self._has_memory(size) or (oldest is not None and oldest.file is None)
+
     def _has_memory(self, size: int) -> bool:
-        return sum(segment.size for segment in self._kept_in_memory()) + size <= self._memory_bytes
+        return sum(segment.size for segment in self._kept_in_memory(*self._rings)) + size <= self._memory_bytes
 
-    def _kept_in_memory(self) -> list[Segment]:
-        return [segment for ring in self._rings for segment in ring.segments if segment.path is None]
+    def _kept_in_memory(self, *rings: Ring) -> list[Segment]:
+        return [segment for ring in rings for segment in ring.segments if segment.file is None]
 
-    def _drop(self, ring: _Ring) -> bool:
+    def _no_dearer_than(self, ring: Ring) -> tuple[Ring, ...]:
+        """The rings that may lose something so that this one grows."""
+        return self._rings[: 1 + self._rings.index(ring)]
+
+    def _drop(self, ring: Ring) -> bool:
         """Drops the segment on the disk that is first to go so that a ring may grow; whether there was one."""
         assert self._directory is not None
-        for kind in self._rings[: 1 + self._rings.index(ring)]:
+        if self._spares:
+            self._spares.pop().remove()
+            return True
+        for kind in self._no_dearer_than(ring):
             for orphan in adopt(self._directory):
                 with orphan:
                     dropped = orphan.drop_oldest(kind.kind)
                 if dropped is not None:
                     self.overflowed += dropped
                     return True
-            oldest = next((segment for segment in kind.segments if segment.path is not None), None)
+            oldest = next((segment for segment in kind.segments if segment.file is not None), None)
             if oldest is not None:
                 self._forget(oldest)
                 return True
@@ -563,6 +388,7 @@ class Spool(_Store):
         if segment is ring.active:
             ring.active = None
         segment.unlink()
+        segment.empty()
         # the shipper may be reading it: it closes it
         self._retired.append(segment)
 
@@ -582,41 +408,60 @@ class Spool(_Store):
             # whole or not at all: a directory whose lock is free is an orphan
             made = self._directory / f".{name}"
             made.mkdir(mode=0o700)
-            lock = _open(made / "lock", os.O_RDWR | os.O_CREAT)
+            lock = File(made / "lock", os.O_RDWR | os.O_CREAT)
             try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                (made / "resource.json").write_bytes(self.resource)
-                home = self._directory / name
-                _held.add(home)
-                made.rename(home)
+                fcntl.lockf(lock.descriptor(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                resource = File(made / "resource.json", os.O_RDWR | os.O_CREAT)
+                os.write(resource.descriptor(), self.resource)
+                resource.close()
+                _held.add(lock.identity)
+                home = made.rename(self._directory / name)
             except OSError:
-                os.close(lock)
+                _held.discard(lock.identity)
+                lock.close()
                 _rmtree(made)
                 raise
-            self.home, self._lock_descriptor = home, lock
+            lock.path = home / "lock"
+            self.home, self._lock_file = home, lock
 
     def _move_out(self) -> None:
-        """Lets go of a directory that somebody removed; the next segment makes another."""
-        if self.home is not None:
-            _held.discard(self.home)
-            self.home = None
-        if self._lock_descriptor is not None:
-            with contextlib.suppress(OSError):
-                os.close(self._lock_descriptor)
-            self._lock_descriptor = None
+        """Lets go of a directory that is not ours any more; the next segment makes another."""
+        self.home = None
+        if self._lock_file is not None:
+            _held.discard(self._lock_file.identity)
+            self._lock_file.close()
+            self._lock_file = None
+        for ring in self._rings:
+            ring.active = None
+
+    def _is_at_home(self) -> bool:
+        """Whether directory and lock are as they were made."""
+        if self.home is None or self._lock_file is None:
+            return True
+        try:
+            there = identity_of((self.home / "lock").stat())
+        except OSError:
+            return False
+        return there == self._lock_file.identity and self._lock_file.is_open()
 
     def tend(self) -> None:
         """To be called about each second: gives way to who wants a file, returns to the disk, prepares a segment."""
         with self.lock:
-            for segment in (self._spare, *self._routine.segments, *self._urgent.segments):
-                if segment is not None and segment.is_wanted():
+            if not self._is_at_home():
+                self._move_out()
+            mapped = [*self._spares, *self._routine.segments, *self._urgent.segments]
+        self._let_go()
+        for segment in mapped:
+            if segment.is_wanted():
+                with self.lock:
                     segment.unmap()
+        with self.lock:
             for ring in self._rings:
-                if ring.active is not None and ring.active.path is None:
-                    segment = self._on_disk(ring, SEGMENT_BYTES)
-                    if segment is not None:
-                        self._begin(ring, segment)
-        if self._wants_spare and self._spare is None:
+                if ring.active is not None and ring.active.file is None:
+                    made = self._on_disk(ring, SEGMENT_BYTES, may_drop=False)
+                    if made is not None:
+                        self._begin(ring, made)
+        if self.wants_spare:
             self._prepare()
 
     def _prepare(self) -> None:
@@ -631,15 +476,15 @@ class Spool(_Store):
         with contextlib.suppress(OSError):
             segment = Segment.create(path, SEGMENT_BYTES)
             with self.lock:
-                if self._spare is None and self.home is home:
-                    self._spare = segment
+                if self.home is home:
+                    self._spares.append(segment)
                 else:
                     segment.remove()
 
     @property
     def wants_spare(self) -> bool:
         """Whether `tend` has a segment to prepare."""
-        return self._wants_spare and self._spare is None
+        return self._wants_spare and not self._spares
 
     @property
     def appended(self) -> int:
@@ -663,7 +508,10 @@ class Spool(_Store):
         """Records that only this process has, and that end with it."""
         with self.lock:
             return sum(
-                segment.count - segment.done for ring in self._rings for segment in ring.segments if not segment.path
+                segment.count - segment.done
+                for ring in self._rings
+                for segment in ring.segments
+                if segment.file is None
             )
 
     def close(self) -> None:
@@ -673,29 +521,26 @@ class Spool(_Store):
             for ring in self._rings:
                 for segment in ring.segments:
                     if segment.count > segment.done:
-                        waits = waits or segment.path is not None
+                        waits = waits or segment.file is not None
                         segment.close()
                     else:
                         segment.remove()
                 ring.segments.clear()
                 ring.read = []
                 ring.active = None
-            if self._spare is not None:
-                self._spare.remove()
-                self._spare = None
+            while self._spares:
+                self._spares.pop().remove()
             if self.home is not None and not waits:
                 _rmtree(self.home)
             self._move_out()
 
     def abandon(self) -> None:
         """In a forked child: closes what belongs to the parent, which keeps its lease and its lock."""
-        for segment in (self._spare, *self._routine.segments, *self._urgent.segments, *self._retired):
-            if segment is not None:
-                segment.close(lease=False)
-        if self._lock_descriptor is not None:
-            with contextlib.suppress(OSError):
-                os.close(self._lock_descriptor)
-            self._lock_descriptor = None
+        for segment in (*self._spares, *self._routine.segments, *self._urgent.segments, *self._retired):
+            segment.close(lease=False)
+        if self._lock_file is not None:
+            self._lock_file.close()
+            self._lock_file = None
 
 
 class Orphan(_Store):
@@ -703,21 +548,27 @@ class Orphan(_Store):
 
     Args:
         home: Its directory.
-        lock: The descriptor that holds its lock.
+        lock: The file that holds its lock.
     """
 
-    def __init__(self, home: Path, lock: int) -> None:
-        try:
-            resource = (home / "resource.json").read_bytes()
-        except OSError:
-            resource = b""
-        super().__init__(resource if _is_object(resource) else b"{}", own=False)
+    def __init__(self, home: Path, lock: File) -> None:
+        resource = b""
+        with contextlib.suppress(OSError):
+            file = File(home / "resource.json", os.O_RDWR)
+            resource = os.read(file.descriptor(), _RESOURCE_MAX)
+            file.close()
+        super().__init__(resource if is_object(resource) else b"{}", own=False)
         self.home = home
-        self._lock_descriptor: int | None = lock
+        self._lock_file: File | None = lock
+        self._is_complete = True
         for path in sorted(home.glob("*.seg")):
             ring = self._urgent if path.stem.endswith("urgent") else self._routine
-            with contextlib.suppress(OSError):
+            try:
                 segment = Segment.left_behind(path)
+            except OSError as error:
+                # a child that the process forked may hold its lease, but not for long
+                self._is_complete = self._is_complete and error.errno != errno.EAGAIN
+            else:
                 segment.ring = ring
                 ring.segments.append(segment)
 
@@ -737,13 +588,18 @@ class Orphan(_Store):
         if not ring.segments:
             return None
         segment = ring.segments.popleft()
-        data = segment.read(segment.settled, segment.end)
-        segment.remove()
-        return data.count(b"\n")
+        count = segment.read(segment.settled, segment.end).count(b"\n")
+        if not segment.unlink():
+            segment.close()
+            return None
+        segment.empty()
+        segment.close()
+        return count
 
     def remove(self) -> None:
         """Deletes it: everything in it is settled."""
-        _rmtree(self.home)
+        if self._is_complete:
+            _rmtree(self.home)
         self.close()
 
     def close(self) -> None:
@@ -752,10 +608,10 @@ class Orphan(_Store):
             for segment in ring.segments:
                 segment.close()
             ring.segments.clear()
-        if self._lock_descriptor is not None:
-            os.close(self._lock_descriptor)
-            self._lock_descriptor = None
-        _held.discard(self.home)
+        if self._lock_file is not None:
+            self._lock_file.close()
+            _held.discard(self._lock_file.identity)
+            self._lock_file = None
 
     def __enter__(self) -> Self:
         return self
@@ -774,24 +630,28 @@ def adopt(directory: Path) -> Iterator[Orphan]:
         if home.name.startswith("."):
             _remove_abandoned(home)
             continue
-        if home in _held:
-            continue
+        lock = _locked(home / "lock")
+        if lock is not None:
+            yield Orphan(home, lock)
+
+
+def _locked(path: Path) -> File | None:
+    """The lock of a process that is gone, taken; None where somebody has it, this process included."""
+    with _adopting, contextlib.suppress(OSError):
+        with contextlib.suppress(FileNotFoundError):
+            # not by opening it: closing it again would give our own lock away
+            if identity_of(path.stat()) in _held:
+                return None
+        # a directory that is half removed has none: whoever removed it was killed
+        lock = File(path, os.O_RDWR | os.O_CREAT)
         try:
-            lock = _open(home / "lock", os.O_RDWR)
-        except FileNotFoundError:
-            # half removed by somebody who was killed meanwhile; a live owner's directory has its lock from the start
-            with contextlib.suppress(OSError):
-                home.rmdir()
-            continue
+            fcntl.lockf(lock.descriptor(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            continue
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-            continue
-        _held.add(home)
-        yield Orphan(home, lock)
+            lock.close()
+            return None
+        _held.add(lock.identity)
+        return lock
+    return None
 
 
 def _owners(directory: Path) -> list[Path]:
@@ -845,77 +705,19 @@ def usage(directory: Path) -> Usage:
 
 
 def _rmtree(directory: Path) -> None:
-    from shutil import rmtree  # noqa: PLC0415 - it brings compressors along
-
-    rmtree(directory, ignore_errors=True)
+    """Removes a directory; not by shutil, which a process that gave up its rights may not be able to import."""
+    with contextlib.suppress(OSError):
+        for inner in list(directory.iterdir()):
+            if inner.is_dir() and not inner.is_symlink():
+                _rmtree(inner)
+            else:
+                with contextlib.suppress(OSError):
+                    inner.unlink()
+        directory.rmdir()
 
 
 def forget_parent() -> None:
     """In a forked child: the parent's locks are not the child's."""
+    global _adopting  # noqa: PLW0603 - a thread of the parent may have had it
+    _adopting = threading.RLock()
     _held.clear()
-
-
-def _open(path: Path, flags: int) -> int:
-    """A descriptor that nobody else's counting or closing hits, of a file that is no symlink."""
-    descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        # where so high a number is not allowed, the one we have must do
-        moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _DESCRIPTOR_MIN)
-    except OSError:
-        return descriptor
-    os.close(descriptor)
-    return moved
-
-
-def _reserve(descriptor: int, size: int) -> bool:
-    """Whether the file has its blocks now.
-
-    Raises:
-        OSError: There is no room for them.
-    """
-    try:
-        os.posix_fallocate(descriptor, 0, size)
-    except AttributeError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_RESERVE:
-            raise
-        return False
-    return True
-
-
-def _parsed(segment: Segment, start: int, data: bytes) -> list[Item] | None:
-    """The records of lines that are as they were written; None where something else stands there."""
-    lines = data.split(b"\n")
-    if b"\0" in data or lines.pop():
-        return None
-    items: list[Item] = []
-    end = start
-    try:
-        for line in lines:
-            end += len(line) + 1
-            number, scope, record = line.split(b"\t")
-            items.append((int(number), scope, record, segment, end))
-    except ValueError:
-        return None
-    return items
-
-
-def _recovered(segment: Segment, start: int, data: bytes) -> Iterable[Item]:
-    """Every record that is whole, among bytes that need not be as they were written."""
-    end = start
-    for line in data.split(b"\n")[:-1]:
-        end += len(line) + 1
-        # what was torn stands before NULs, or without any right before what is whole
-        number, _, rest = line.rpartition(b"\0")[2].partition(b"\t")
-        scope, _, record = rest.partition(b"\t")
-        digits = number[len(number.rstrip(b"0123456789")) :]
-        if digits and _is_object(record) and _is_object(scope + b"]}"):
-            yield int(digits), scope, record, segment, end
-
-
-def _is_object(text: bytes) -> bool:
-    try:
-        return isinstance(orjson.loads(text), dict)
-    except ValueError:
-        return False

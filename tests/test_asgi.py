@@ -26,6 +26,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from jarvis_otel.asgi import OperationMiddleware
 from jarvis_otel.context import OperationSpanProcessor, current_operation
 from jarvis_otel.logger import get_logger
+from jarvis_otel.propagation import continue_operation
 from tests.otlp_sink import until
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -302,6 +303,44 @@ def test_a_span_around_the_whole_server_is_not_that_of_its_requests(spans):
     servers = [span for span in spans.get_finished_spans() if span.kind is SpanKind.SERVER]
     assert [span.parent for span in servers] == [None, None]
     assert len({span.context.trace_id for span in servers}) == 2
+
+
+def test_an_operation_around_the_whole_server_is_not_that_of_its_requests(monkeypatch):
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", TracerProvider())
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append(current_operation())
+
+    with get_logger("app").context(user_id="admin"):
+        asyncio.run(OperationMiddleware(app)(scope(), receive, Sent()))
+    assert seen == [None]
+
+
+def test_the_trace_that_the_process_was_started_in_is_not_that_of_its_requests(spans):
+    undo = continue_operation(PARENT, None, "jarvis.correlation_id=start")
+    try:
+        asyncio.run(OperationMiddleware(hello)(scope(), receive, Sent()))
+    finally:
+        undo()
+    (span,) = spans.get_finished_spans()
+    assert span.parent is None
+    assert f"{span.context.trace_id:032x}" != TRACE
+    assert "jarvis.correlation_id" not in span.attributes
+
+
+def test_a_span_around_us_that_is_not_sampled_is_enough(spans):
+    async def app(scope, receive, send):
+        assert current_trace() == TRACE
+        await hello(scope, receive, send)
+
+    async def main():
+        context = trace.SpanContext(int(TRACE, 16), 1, is_remote=False, trace_flags=trace.TraceFlags(0))
+        with trace.use_span(trace.NonRecordingSpan(context)):
+            await OperationMiddleware(app)(scope(), receive, Sent())
+
+    asyncio.run(main())
+    assert spans.get_finished_spans() == ()
 
 
 def test_requests_at_once_keep_their_traces_apart(spans):

@@ -190,7 +190,7 @@ def test_the_exit_code_and_the_signal_are_the_commands_own(tmp_path, environ, si
     assert sink.bodies == ["last words"]
 
 
-def test_datasette_runs_unchanged_and_its_request_records_are_in_the_day_file(tmp_path, environ):
+def test_datasette_runs_unchanged_and_its_requests_are_in_the_day_files_each_with_its_own_trace(tmp_path, environ):
     connection = sqlite3.connect(tmp_path / "trades.db")
     connection.execute("create table trades (symbol text)")
     connection.close()
@@ -225,9 +225,22 @@ def test_datasette_runs_unchanged_and_its_request_records_are_in_the_day_file(tm
             if process is not None and process.poll() is None:
                 process.send_signal(signal.SIGTERM)
                 process.communicate(timeout=30)
-    (day_file,) = (tmp_path / "logs").glob("jarvis-*.jsonl")
-    entries = [json.loads(line) for line in day_file.read_bytes().split(b"\n") if line]
+    entries = lines(tmp_path / "logs", "jarvis")
     requests = [entry for entry in entries if entry.get("logger") == "uvicorn.access"]
-    assert sum("GET /trades/trades.json" in entry["message"] for entry in requests) == 3
+    asked = [entry for entry in requests if "GET /trades/trades.json" in entry["message"]]
+    assert len(asked) == 3
     assert {entry["service"] for entry in requests} == {"datasette"}
     assert any(entry["logger"] == "uvicorn.error" for entry in entries)
+    assert len({entry["trace_id"] for entry in requests}) == len(requests)
+    spans = {span["trace_id"]: span for span in lines(tmp_path / "logs", "traces") if span["kind"] == "server"}
+    for entry in requests:
+        span = spans.pop(entry["trace_id"])
+        assert (entry["span_id"], span["service"]) == (span["span_id"], "datasette")
+        assert f"GET {span['attributes']['url.path']} HTTP" in entry["message"]
+        assert span["attributes"]["http.response.status_code"] == 200
+    assert spans == {}
+
+
+def lines(directory, kind):
+    (day_file,) = directory.glob(f"{kind}-*.jsonl")
+    return [json.loads(line) for line in day_file.read_bytes().split(b"\n") if line]

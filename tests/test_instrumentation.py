@@ -41,6 +41,7 @@ OTEL_YAML = """
     logger_provider:
       processors:
         - batch: {schedule_delay: 100, exporter: {otlp_http: {endpoint: "${OTEL_EXPORTER_OTLP_ENDPOINT}/v1/logs"}}}
+    instrumentation/development: {python: {jarvis: {}}}
 """
 
 
@@ -270,6 +271,15 @@ def test_the_applications_own_exporters_get_each_record_too(place, more):
     assert sorted(printed) == sorted(shipped) == ["by the API", "ours", "standard"]
 
 
+@pytest.mark.parametrize("more", [OURS, THEIRS], ids=["our distro", "another distro"])
+def test_where_we_ship_nothing_the_applications_own_exporters_get_each_record_once(place, more):
+    command = [sys.executable, "-c", INSTRUMENT, sys.executable, place.write(OWN_LOGGER), place.service]
+    result = place.run(command, **more, OTEL_LOGS_EXPORTER="console")
+    assert sorted(re.findall(r'"body": "(.*)"', result.stdout)) == ["by the API", "ours", "standard"]
+    assert "standard" in result.stderr.splitlines()
+    assert place.collected.lines(correlation_id=place.service) == []
+
+
 def test_the_applications_own_handler_and_exporter_to_the_same_collector_ship_nothing_twice(place):
     source = """
         import logging
@@ -352,8 +362,10 @@ def test_a_service_that_the_configuration_file_names_is_ours_too(place):
     assert len(place.lines()) == 3
 
 
-@pytest.mark.parametrize("way", ["run", "import", "instrument"])
-@pytest.mark.parametrize("names", ["jarvis", "requests, jarvis", "*"])
+@pytest.mark.parametrize(
+    ("way", "names"),
+    [("run", "jarvis"), ("import", "requests, jarvis"), ("instrument", "jarvis"), ("run", "*"), ("instrument", "*")],
+)
 def test_disabled_we_do_nothing(place, way, names):
     more = {"OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": names, "OTEL_TRACES_EXPORTER": "none", **OURS, **NO_HANDLER}
     result = place.run(started(way, place.write(APP)), OTEL_LOGS_EXPORTER="none", **more)
@@ -378,6 +390,23 @@ def test_with_the_sdk_disabled_flags_are_evaluated_and_nothing_is_sent(place, wa
     assert (result.returncode, result.stdout) == (-signal.SIGTERM, "flag True\n")
     assert told(result.stderr) == ["loud"]
     assert place.lines() == place.lines("traces") == []
+
+
+def test_what_is_uninstrumented_is_taken_down(place):
+    source = """
+        import logging
+        from jarvis_otel.instrumentation import JarvisInstrumentor
+        before = logging.getLogger().level, logging.getLogRecordFactory()
+        JarvisInstrumentor().instrument()
+        JarvisInstrumentor().instrument()
+        logging.warning("told")
+        JarvisInstrumentor().uninstrument()
+        print((logging.getLogger().level, logging.getLogRecordFactory()) == before)
+        logging.warning("not told")
+    """
+    result = place.run([sys.executable, place.write(source)])
+    assert (result.stdout, result.stderr) == ("True\n", "WARNING:root:told\nWARNING:root:not told\n")
+    assert [entry["message"] for entry in place.lines()] == ["told"]
 
 
 def test_our_distro_sets_defaults_where_nobody_said_anything(place):

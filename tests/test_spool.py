@@ -132,7 +132,6 @@ def test_threads_that_number_and_append_in_another_order_lose_no_record(spool_in
     assert sorted(taken(spool, 2)) == ["1", "2", "3", "4", "5", "6"]
 
 
-@bug("release() settles up to the offset of the record with the highest number, past some that are not settled")
 def test_what_was_not_released_is_not_settled_even_if_it_was_numbered_later_and_written_before(spool_in, room):
     spool = spool_in()
     for number in (1, 6, 2):
@@ -145,7 +144,6 @@ def test_what_was_not_released_is_not_settled_even_if_it_was_numbered_later_and_
     assert set(released) | set(inherit(room)) == {"1", "2", "6", "9"}
 
 
-@bug("take() drops what has the number of the last record taken")
 def test_two_records_of_one_number_are_two_records(spool_in):
     spool = spool_in()
     for text in "abc":
@@ -220,7 +218,7 @@ def test_urgent_records_push_out_routine_ones_and_at_last_the_oldest_of_their_ow
 
 
 @pytest.mark.parametrize(
-    "directory", ["disk", pytest.param("memory", marks=bug("_in_memory() drops urgent segments for routine records"))]
+    "directory", ["disk", "memory"]
 )
 def test_a_routine_record_never_pushes_out_an_urgent_one(spool_in, room, directory):
     options = {"bytes_max": 3 * SEGMENT_BYTES, "memory_bytes": 3 * SEGMENT_BYTES}
@@ -313,7 +311,6 @@ def test_one_bound_holds_for_the_directory_over_several_processes(room):
     assert len(inherit(room)) >= 4 * 4
 
 
-@bug("_drop() believes that it made room, for ever")
 def test_what_a_dead_process_left_where_nothing_can_be_deleted_hangs_nobody(open_room):
     script = f"""{AS_NOBODY}
         room = Path(sys.argv[1])
@@ -345,7 +342,6 @@ def open_but_deleted():
     return [link for link in links if link.endswith(".seg (deleted)")]
 
 
-@bug("dropped segments stay open until the shipper takes or releases something")
 def test_a_segment_that_was_dropped_takes_no_room_any_more(spool_in, room):
     """Nothing is taken while the collector is away: that may be for hours."""
     spool = spool_in(bytes_max=4 * SEGMENT_BYTES)
@@ -355,7 +351,6 @@ def test_a_segment_that_was_dropped_takes_no_room_any_more(spool_in, room):
     assert open_but_deleted() == []
 
 
-@bug("dropped segments stay open")
 def test_what_is_dropped_while_it_is_on_its_way_and_arrives_is_not_counted_as_lost(spool_in, room):
     spool = spool_in(bytes_max=4 * SEGMENT_BYTES)
     numbers = count()
@@ -370,7 +365,6 @@ def test_what_is_dropped_while_it_is_on_its_way_and_arrives_is_not_counted_as_lo
     assert open_but_deleted() == []
 
 
-@bug("_drop() keeps the spare and drops records")
 def test_a_segment_that_was_prepared_and_is_not_used_yet_gives_way(spool_in, room):
     spool = spool_in(bytes_max=4 * SEGMENT_BYTES)
     numbers = count()
@@ -474,7 +468,6 @@ def test_what_waits_long_is_not_kept_mapped(spool_in, room):
     assert len(taken(spool)) == 48
 
 
-@bug("each waiting segment keeps a descriptor open")
 def test_a_long_queue_leaves_the_application_its_descriptors(room):
     script = """
         import resource
@@ -493,7 +486,6 @@ def test_a_long_queue_leaves_the_application_its_descriptors(room):
     assert (result.returncode, result.stdout, result.stderr) == (0, "240\n", "")
 
 
-@bug("resource.json is made with the process's umask")
 def test_nothing_in_the_spool_is_readable_by_others(spool_in, room):
     before = os.umask(0)
     try:
@@ -607,7 +599,6 @@ def broken(damages, cut):
     return bytes(body[: len(body) if cut is None else cut])
 
 
-@bug("_recovered() parses from the left: what is glued to a whole record hides it")
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(HEADERS, st.lists(HOLES | GLUED, max_size=4), st.none() | PLACES, st.integers(0, 5000))
 def test_of_a_segment_with_holes_and_glued_lines_exactly_the_whole_records_are_recovered(head, damages, cut, tail):
@@ -619,7 +610,6 @@ def test_of_a_segment_with_holes_and_glued_lines_exactly_the_whole_records_are_r
     assert [item for item in found if item not in written] == []
 
 
-@bug("_recovered() parses from the left")
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(HEADERS, st.lists(HOLES | GLUED | SCRIBBLES, min_size=1, max_size=4), st.none() | PLACES)
 @example(HEADER, [("scribble", 0, b"9" * 5000)], None)
@@ -636,12 +626,10 @@ def test_whatever_is_written_over_a_segment_the_records_beside_it_are_recovered(
         assert isinstance(json.loads(data), dict)
 
 
-@bug("int() of more than 4300 digits raises ValueError, which ends the shipper")
 def test_a_number_that_damage_made_endless_harms_nobody():
     assert recovered_from(HEADER + b"9" * 5000 + LINES[0] + LINES[1])[-1] == WRITTEN[1][1:]
 
 
-@bug("the header has no check")
 @pytest.mark.parametrize("place", [3, 5, 10])
 def test_a_header_of_which_one_digit_is_wrong_hides_no_record(place):
     head = bytearray(HEADER)
@@ -712,7 +700,6 @@ def test_damage_under_a_live_process_is_counted_and_takes_no_neighbour_along(spo
     assert len(spool) == 0
 
 
-@bug("__len__ gets negative and raises, which ends the shipper")
 def test_more_records_in_a_segment_than_were_put_in_break_no_count(spool_in, room):
     spool = spool_in()
     spool.append(line(1, size=1000), urgent=False)
@@ -762,7 +749,6 @@ def test_of_two_that_adopt_at_once_each_record_goes_to_exactly_one(room):
     assert sorted(found) == sorted(f"{index}-{number}" for index in range(8) for number in range(400))
 
 
-@bug("adopt() asks and notes _held in two steps; lockf does not tell threads apart")
 def test_of_two_threads_that_adopt_at_once_each_gets_others(room):
     """The shipper looks for orphans, and the application looks for room, at the same moment."""
     twice = []
@@ -844,7 +830,6 @@ def test_a_live_process_never_adopts_itself(spool_in, room, monkeypatch):
     assert taken(second) == ["2"]
 
 
-@bug("_held knows paths as they are spelt")
 def test_a_live_process_never_adopts_itself_under_another_name(room, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path)
     script = """
@@ -892,7 +877,7 @@ def test_a_forked_child_neither_unlocks_nor_disturbs_its_parents_spool(room):
             assert os.wait()[1] == 0
         # the lock holds, the map too, and the lease
         assert isinstance(spool._routine.active.buffer, mmap.mmap)
-        assert fcntl.fcntl(spool._routine.active.descriptor, fcntl.F_GETLEASE) == fcntl.F_WRLCK
+        assert fcntl.fcntl(spool._routine.active.file.descriptor(), fcntl.F_GETLEASE) == fcntl.F_WRLCK
         other = subprocess.run(
             [sys.executable, "-c", "from tests.spools import *; print(inherit(Path(sys.argv[1])))", str(room)],
             capture_output=True, text=True,
@@ -1017,7 +1002,6 @@ def test_on_a_full_disk_what_is_mapped_is_not_touched_by_the_lack_of_room(room):
     assert (result.returncode, result.stdout, result.stderr) == (0, " 2000\n", "")
 
 
-@bug("dropped segments stay open, so that dropping frees no block of the disk")
 def test_with_disk_and_memory_full_the_oldest_routine_records_go_and_are_counted(room):
     script = """
         room = Path(sys.argv[1])
@@ -1114,7 +1098,6 @@ def test_a_directory_that_is_removed_under_the_process_costs_no_record(spool_in,
     assert (spool.damaged, spool.overflowed, spool.problem) == (0, 0, "")
 
 
-@bug("that the directory is gone is only noticed when the segment is full")
 def test_after_its_directory_was_removed_a_process_soon_writes_where_others_find_it(spool_in, room):
     spool = spool_in()
     spool.append(line(1), urgent=False)
@@ -1223,7 +1206,6 @@ CLOSE_ALL = """
 """
 
 
-@bug("mmap.close() closes the low descriptor that mmap made for itself, whosever it is now")
 @pytest.mark.parametrize(("high", "files", "size"), [(256, 20, 200), (4096, 20, 100_000), (4096, 900, 200)])
 def test_who_closes_all_descriptors_finds_its_own_files_untouched_afterwards(room, high, files, size):
     script = CLOSE_ALL.format(high=high, files=files, size=size)

@@ -22,7 +22,8 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
         "run",
         help="run a Python application with flags, logs and spans, unchanged",
-        description="Runs a command whose Python processes evaluate flags and ship their logs and spans.",
+        description="Runs a command whose Python processes evaluate flags and ship their logs and spans;"
+        " OpenTelemetry's instrumentations that are installed are active in them.",
         usage="jarvis run [--service NAME] [--] COMMAND [ARG ...]",
         epilog="example: jarvis run --service api -- python app.py",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
@@ -85,7 +85,7 @@ class Criteria:
             QueryError: One of them cannot be read.
         """
         interval = resolve_interval(since, until, now or datetime.now(UTC))
-        asked = (
+        asked: tuple[tuple[str, Callable[[Any], Filter], Any], ...] = (
             ("correlation_id", correlation_filter, correlation_id),
             ("trace_id", trace_filter, trace_id),
             ("user_id", user_filter, (user_id,) if isinstance(user_id, str) else user_id),

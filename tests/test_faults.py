@@ -62,7 +62,7 @@ class Application:
             **options.pop("environ", {}),
         }
         # a pipe that nobody reads would hold up whoever prints
-        self._errors = tempfile.TemporaryFile("w+")
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - it lives as long as the process
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors}
         self.process = subprocess.Popen(
             [sys.executable, str(path), *arguments],

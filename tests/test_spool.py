@@ -25,11 +25,6 @@ from tests.otlp_sink import until
 from tests.spools import RESOURCE, ROOM, ROOT, inherit, line, python, record, segments, taken, text_of
 
 
-def bug(what):
-    """A test that fails as long as the spool has a fault that is known."""
-    return pytest.mark.xfail(strict=True, reason=what)
-
-
 @pytest.fixture
 def room(tmp_path):
     """Where the spools of all processes lie."""
@@ -217,9 +212,7 @@ def test_urgent_records_push_out_routine_ones_and_at_last_the_oldest_of_their_ow
     assert usage(room).bytes <= 4 * SEGMENT_BYTES
 
 
-@pytest.mark.parametrize(
-    "directory", ["disk", "memory"]
-)
+@pytest.mark.parametrize("directory", ["disk", "memory"])
 def test_a_routine_record_never_pushes_out_an_urgent_one(spool_in, room, directory):
     options = {"bytes_max": 3 * SEGMENT_BYTES, "memory_bytes": 3 * SEGMENT_BYTES}
     spool = spool_in(room if directory == "disk" else None, **options)

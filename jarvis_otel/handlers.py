@@ -18,7 +18,7 @@ from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext, TraceFlags
 from jarvis_collector.record import LogEntry
 from jarvis_otel.adoption import adopt_handler, is_otel_handler
 from jarvis_otel.context import current_operation
-from jarvis_otel.encode import Record, Severity, otlp_scope, severity_of
+from jarvis_otel.encode import Record, Severity, otlp_scope, redact, severity_of
 from jarvis_otel.formatters import HumanFormatter, JSONFormatter
 from jarvis_otel.lines import LineWriter
 from jarvis_otel.logger import OwnLogRecord, emit_event, process_service, ship, ship_standard
@@ -296,20 +296,23 @@ class PipelineProcessor(LogRecordProcessor):
             ):
                 if value is not None:
                     attributes.setdefault(name, value)
-        service = process_service() or "unknown_service"
+        if isinstance(user := attributes.get("user.id"), str):
+            attributes["user.id"] = RUNTIME.redactor.pseudonym(user)
+        made = Record(
+            time_ns=record.timestamp or record.observed_timestamp or time.time_ns(),
+            severity=_severity(record.severity_number, record.severity_text),
+            message=record.body,
+            service=process_service() or "unknown_service",
+            logger=scope.name if scope is not None else "",
+            keywords={},
+            span=_span_context(record),
+            flags=dict(operation.evaluated) if operation is not None else {},
+            event=record.event_name,
+            attributes=attributes,
+        )
+        redact(made, RUNTIME.redactor)
         ship(
-            Record(
-                time_ns=record.timestamp or record.observed_timestamp or time.time_ns(),
-                severity=_severity(record.severity_number, record.severity_text),
-                message=record.body,
-                service=service,
-                logger=scope.name if scope is not None else "",
-                keywords={},
-                span=_span_context(record),
-                flags=dict(operation.evaluated) if operation is not None else {},
-                event=record.event_name,
-                attributes=attributes,
-            ),
+            made,
             otlp_scope(scope.name, scope.version, scope.schema_url, scope.attributes) if scope else otlp_scope(""),
         )
 

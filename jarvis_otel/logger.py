@@ -515,9 +515,14 @@ def _next_number() -> int:
 def _bare(level: int, message: object, service: str, problem: Exception) -> Record:
     """What is left of a record that could not be composed: its message, and what was in the way."""
     now = time.time_ns()
-    return Record(
+    record = Record(
         now - now % 1000, severity_of(level), clean_text(message), service, service, {"logging_problem": problem}
     )
+    try:
+        redact(record, RUNTIME.redactor)
+    except Exception:  # what cannot be looked into does not leave
+        record.message, record.keywords = "a record that could not be written", {}
+    return record
 
 
 def _taken(keywords: dict[str, Any], name: str, otherwise: str | None) -> str | None:

@@ -131,8 +131,9 @@ def _resource(found: Resource, service: str, *, environment: str) -> Resource:
 
 
 def _program() -> str:
-    name = Path(sys.argv[0]).stem if sys.argv and sys.argv[0] not in ("", "-c", "-m") else ""
-    return name or "unknown_service"
+    path = Path(sys.argv[0]) if sys.argv and sys.argv[0] not in ("", "-c", "-m") else Path()
+    # a package that `python -m` runs begins in its __main__
+    return (path.parent.name if path.stem == "__main__" else path.stem) or "unknown_service"
 
 
 def _is_no_retry(record: logging.LogRecord) -> bool:

@@ -61,7 +61,12 @@ def adopt_handler(handler: logging.Handler, processor: OurProcessor | None) -> b
         handler: Any handler of standard logging.
         processor: Ours; None where we ship nothing, and only the application's own exporters get records.
     """
-    if not is_otel_handler(handler) or not _comes_together(getattr(handler, "_logger_provider", None), processor):
+    if not is_otel_handler(handler):
+        return False
+    provider = getattr(handler, "_logger_provider", None)
+    if type(provider).__name__ == "ProxyLoggerProvider":  # made before there was a provider: it is the global one
+        provider = get_logger_provider()
+    if not _comes_together(provider, processor):
         return False
     if not any(isinstance(known, _Adopted) for known in handler.filters):
         handler.addFilter(_Adopted(handler))

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.otlp_sink import attributes_of, otlp_sink, until
+from tests.ports import free_port
 
 BIN = Path(sys.executable).parent
 JARVIS = """
@@ -58,12 +58,6 @@ def run_app(tmp_path, environ, sink, source, *arguments):
         cwd=tmp_path,
         env={**environ, "OTEL_EXPORTER_OTLP_ENDPOINT": sink.url},
     )
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def get(url):

@@ -19,6 +19,7 @@ import pytest
 
 from jarvis_otel.pipeline import Pipeline
 from tests.otlp_sink import attributes_of, otlp_sink, records_of, until
+from tests.ports import free_port
 
 PRELUDE = """
 import atexit, contextlib, gc, logging, os, signal, sys, threading, time
@@ -38,12 +39,6 @@ FOREVER = 30.0
 def bug(what):
     """A test that fails as long as there is a fault that is known."""
     return pytest.mark.xfail(strict=True, reason=what)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Application:

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.otlp_sink import until
+from tests.ports import free_port
 from tests.views import view
 
 INSTRUMENT = "from opentelemetry.instrumentation.auto_instrumentation import run; run()"
@@ -535,12 +535,6 @@ SCRIPT = """
         port, workers = int(sys.argv[1]), int(sys.argv[2])
         uvicorn.run("shop:app" if workers > 1 else shop.app, port=port, workers=workers)
 """
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def get(port, path):

@@ -17,18 +17,13 @@ import pytest
 from jarvis_otel.encode import otlp_scope
 from jarvis_otel.pipeline import Counters, Pipeline
 from tests.otlp_sink import attributes_of, otlp_sink, records_of, until
+from tests.ports import free_port
 
 SCOPE = otlp_scope("trading")
 
 
 def line(text):
     return json.dumps({"body": {"stringValue": str(text)}, "attributes": []}).encode()
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture

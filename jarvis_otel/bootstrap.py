@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jarvis_otel.manager import FeatureFlagManager
 from jarvis_otel.runtime import RUNTIME
+from jarvis_otel.terminal import tell
 
 if TYPE_CHECKING:
     from jarvis_otel.settings import Settings
@@ -41,6 +41,11 @@ class Handle:
         if wiring is not None:
             RUNTIME.handle = None
             wiring.undo(EXIT_SECONDS)
+
+    def finish(self) -> None:
+        """Delivers what waits at the end of the process, and leaves everything in its place: others may still log."""
+        if self._wiring is not None:
+            self._wiring.finish(EXIT_SECONDS)
 
 
 def get_flags() -> FeatureFlagManager:
@@ -76,16 +81,16 @@ def configure(
 
         settings = settings or Settings.load()
         for problem in settings.problems:
-            print(f"jarvis: {problem}; its default is used", file=sys.stderr)
+            tell(f"{problem}; its default is used")
         for note in settings.notes:
-            print(f"jarvis: {note}", file=sys.stderr)
+            tell(note)
         if flags is not None:
             settings = replace(
                 settings, flags=replace(settings.flags, flags_file=Path(flags).absolute(), flags_file_named=True)
             )
         handle = Handle(settings, Wiring(settings, get_flags(), service_name, console=console))
         RUNTIME.handle = handle
-        atexit.register(handle.shutdown)
+        atexit.register(handle.finish)
         return handle
 
 

@@ -328,7 +328,10 @@ def redact(record: Record, redactor: Redactor) -> None:
 
 
 def _tame(value: Any) -> Any:
-    return value if type(value) in _SCALARS else clean(value)
+    # a text is cut before anybody searches it: the search costs more than all the rest
+    if type(value) not in _SCALARS or (type(value) is str and len(value) > TEXT_MAX):
+        return clean(value)
+    return value
 
 
 def _tame_each(values: Mapping[str, Any]) -> Any:

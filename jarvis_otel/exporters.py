@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from jarvis_flags.hints import did_you_mean
 from jarvis_otel.adoption import adopt_provider
 from jarvis_otel.otlp_settings import OtlpTarget
 from jarvis_otel.settings import Settings
+from jarvis_otel.terminal import tell
 
 if TYPE_CHECKING:
     from jarvis_otel.handlers import PipelineProcessor
@@ -159,7 +159,7 @@ class Providers:
         try:
             return TracerProvider(**options)
         except ValueError as error:  # of the limits of spans in the environment
-            _tell(f"{error}; the SDK's defaults are used")
+            tell(f"{error}; the SDK's defaults are used")
             unset, most = SpanLimits.UNSET, _ATTRIBUTES_MAX
             return TracerProvider(span_limits=SpanLimits(most, most, most, most, most, most, unset, unset), **options)
 
@@ -183,7 +183,7 @@ class Providers:
             factory = _component("opentelemetry_traces_sampler", name)
             return factory(float(argument or 1.0) if name.endswith("traceidratio") else argument)
         except Exception as error:  # it is another's code
-            _tell(f"OTEL_TRACES_SAMPLER: {name}: {error}; every trace is sampled")
+            tell(f"OTEL_TRACES_SAMPLER: {name}: {error}; every trace is sampled")
             return sampling.DEFAULT_ON
 
     def _id_generator(self) -> Any:
@@ -193,7 +193,7 @@ class Providers:
         try:
             return _component("opentelemetry_id_generator", name)()
         except Exception as error:  # it is another's code
-            _tell(f"OTEL_PYTHON_ID_GENERATOR: {name}: {error}; ids are random")
+            tell(f"OTEL_PYTHON_ID_GENERATOR: {name}: {error}; ids are random")
             return None
 
     def _batched(self, exporter: Any) -> Any:
@@ -219,7 +219,7 @@ class Providers:
                 else:
                     yield _component(f"opentelemetry_{signal}_exporter", name)()
             except Exception as error:  # it is another's code
-                _tell(f"OTEL_{signal.upper()}_EXPORTER: {name}: {error}; it gets no {signal}")
+                tell(f"OTEL_{signal.upper()}_EXPORTER: {name}: {error}; it gets no {signal}")
 
     def _otlp(self, signal: str, *, may_be_grpc: bool) -> Any:
         target: OtlpTarget = getattr(self._settings, f"otlp_{signal}")
@@ -228,7 +228,7 @@ class Providers:
             try:
                 exporter = _component(f"opentelemetry_{signal}_exporter", "otlp_proto_grpc")
             except LookupError as error:
-                _tell(f"OTLP over gRPC: {error}; {signal} go over HTTP to {target.url}")
+                tell(f"OTLP over gRPC: {error}; {signal} go over HTTP to {target.url}")
             else:
                 return exporter(endpoint=target.grpc, **options)
         from opentelemetry.exporter.otlp.proto.http import Compression  # noqa: PLC0415 - protobuf and requests
@@ -283,7 +283,7 @@ def _with_defaults(variables: str, kind: Any, exporter: Any, defaults: tuple[Any
     try:
         return kind(exporter, **options)
     except ValueError as error:
-        _tell(f"{variables}: {error} The SDK's defaults are used")
+        tell(f"{variables}: {error} The SDK's defaults are used")
         return kind(exporter, *defaults)
 
 
@@ -337,9 +337,3 @@ def _at_once(calls: list[Callable[[int], object]], timeout: float) -> None:
             threads.append(thread)
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
-
-
-def _tell(line: str) -> None:
-    # stderr may be closed, or None: then there is nobody to tell
-    with contextlib.suppress(OSError, ValueError):
-        print(f"jarvis: {line}", file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
@@ -64,13 +65,19 @@ class LoggingSetup:
         self._console = console
         self._filter = _StandardFilter(self)
         self._policies: dict[str, Policy] = {}
-        self._lock = threading.Lock()
+        self._renew_lock()
+        renew_lock = weakref.WeakMethod(self._renew_lock)
+        os.register_at_fork(after_in_child=lambda: (method := renew_lock()) and method())
         self._factory = logging.getLogRecordFactory()
         self._levels: Mapping[str, int] = {}
         self._told_dropped: Mapping[str, int] = {}
         self._next_loss = 0.0
         self._level = logging.INFO
         self._installed = False
+
+    def _renew_lock(self) -> None:
+        # a signal handler may log while this very thread has it, and a thread of the parent may have it at a fork
+        self._lock = threading.RLock()
 
     def install(self) -> None:
         """Starts to see the records of standard logging."""
@@ -121,11 +128,21 @@ class LoggingSetup:
         for logger in _all_loggers():
             logger.removeFilter(self._filter)
         self._raise_levels()
-        if self.pipeline is not None:
-            self._tell_counts(at_end=True)
+        delivered = self.finish(timeout)
         if RUNTIME.pipeline is self.pipeline:
             RUNTIME.pipeline = RUNTIME.lines = None
-        return self.pipeline is None or self.pipeline.shutdown(timeout)
+        return delivered
+
+    def finish(self, timeout: float) -> bool:
+        """Delivers what waits, and tells whether all of it was; what is logged later goes to the spool all the same.
+
+        Args:
+            timeout: Seconds that this may take.
+        """
+        if self.pipeline is None:
+            return True
+        self._tell_counts(at_end=True)
+        return self.pipeline.shutdown(timeout)
 
     def apply(self, settings: Settings) -> None:
         """Has the levels of the settings hold, for standard loggers too.

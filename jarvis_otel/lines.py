@@ -122,8 +122,10 @@ class LineWriter:
                 if kind is str:
                     size = len(value)
                     if size >= SHORTEST:
+                        if size > TEXT_MAX:
+                            return None
                         clean = self._field(key, value) if key in self._looked_at else self._redacted(value)
-                        if clean is not value or size > TEXT_MAX:
+                        if clean is not value:
                             return None
                     attributes += f'{start}{{"stringValue":{_quote(value)}}}}}'
                 elif kind is int:

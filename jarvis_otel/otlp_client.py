@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import http.client
+import io
+import os
+import socket
 import ssl
 import time
 import zlib
 from base64 import b64encode
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import orjson
@@ -67,6 +71,8 @@ class OtlpClient:
             self._headers.update(_proxy_authorization(self._proxy))
         self._context: ssl.SSLContext | None = None
         self._connection: http.client.HTTPConnection | None = None
+        self._socket: object = None
+        self._abandoned: list[http.client.HTTPConnection] = []
 
     def post(self, body: bytes) -> Answer:
         """Sends one request; a connection that the other side closed meanwhile is opened once more."""
@@ -88,16 +94,20 @@ class OtlpClient:
 
     def _post(self, body: bytes) -> Answer:
         deadline = time.monotonic() + self._target.timeout
+        if self._connection is not None and not self._is_ours():
+            self.abandon()
         if self._connection is None:
             self._connection = self._connect()
+            self._connection.connect()
+            self._socket = _identity(self._connection.sock)
+        self._connection.sock.settimeout(self._target.timeout)
+        # the socket's own timeout begins anew with each byte that trickles in
+        self._connection.response_class = functools.partial(_bounded_response, deadline)  # type: ignore[assignment]
         self._connection.request("POST", self._path, body, self._headers)
         response = self._connection.getresponse()
         content = b""
         while len(content) < _RESPONSE_MAX and (part := response.read1(_RESPONSE_MAX - len(content))):
             content += part
-            # the socket's own timeout begins anew with each byte that trickles in
-            if time.monotonic() > deadline:
-                raise TimeoutError("the answer takes too long")
         if response.isclosed() or response.length == 0:
             response.close()
         else:  # more than we care to read: the connection cannot be used again
@@ -123,9 +133,82 @@ class OtlpClient:
 
     def close(self) -> None:
         """Closes the connection; the next request opens another."""
-        if self._connection is not None:
+        if self._connection is not None and not self._is_ours():
+            self.abandon()
+        elif self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def abandon(self) -> None:
+        """Lets go of a connection that is not ours: the parent's after a fork, or one that somebody closed.
+
+        A stream of it may be locked, by a thread that is not in this process, and so it is kept and never closed.
+        """
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        self._abandoned.append(connection)
+        if connection.sock is not None:
+            ours = _identity(connection.sock) == self._socket
+            descriptor = connection.sock.detach()
+            if ours and descriptor >= 0:
+                os.close(descriptor)
+
+    def _is_ours(self) -> bool:
+        """Whether the socket's descriptor is still that socket's: an application may have closed all descriptors."""
+        assert self._connection is not None
+        return self._connection.sock is None or _identity(self._connection.sock) == self._socket
+
+
+def _identity(connected: socket.socket) -> object:
+    try:
+        stat = os.fstat(connected.fileno())
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
+
+
+class _Bounded(io.RawIOBase):
+    """Reads from a socket until a moment, however slowly it comes.
+
+    Args:
+        connected: The socket.
+        deadline: When reading ends, by the monotonic clock.
+    """
+
+    def __init__(self, connected: socket.socket, deadline: float) -> None:
+        self._connected = connected
+        # it keeps the socket open where the connection closes it before the answer is read
+        self._stream = connected.makefile("rb", buffering=0)
+        self._deadline = deadline
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        rest = self._deadline - time.monotonic()
+        if rest <= 0:
+            raise TimeoutError("the answer takes too long")
+        self._connected.settimeout(rest)
+        return self._stream.readinto(buffer) or 0
+
+
+class _Files:
+    """A socket as HTTPResponse wants it: something that makes a file."""
+
+    def __init__(self, connected: socket.socket, deadline: float) -> None:
+        self._raw = _Bounded(connected, deadline)
+
+    def makefile(self, mode: str) -> io.BufferedReader:  # noqa: ARG002
+        return io.BufferedReader(self._raw)
+
+
+def _bounded_response(deadline: float, connected: socket.socket, **options: Any) -> http.client.HTTPResponse:
+    return http.client.HTTPResponse(_Files(connected, deadline), **options)  # type: ignore[arg-type]
 
 
 def _tls(target: OtlpTarget) -> ssl.SSLContext:

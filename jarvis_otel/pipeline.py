@@ -22,6 +22,7 @@ import orjson
 
 from jarvis_otel.encode import otlp_attributes
 from jarvis_otel.spool import Item, Orphan, Spool, adopt, forget_parent
+from jarvis_otel.terminal import tell
 
 if TYPE_CHECKING:
     from jarvis_otel.otlp_client import Answer, OtlpClient
@@ -161,7 +162,7 @@ class Pipeline:
 
     def _after_fork(self) -> None:
         if self._client is not None:
-            self._client.close()
+            self._client.abandon()
         forget_parent()
         self._spool.abandon()
         if "service.instance.id" in self.resource:
@@ -257,7 +258,8 @@ class Pipeline:
             self._deadline = time.monotonic() + timeout
             if self._thread is not None:
                 self._bell.put(None)
-                self._thread.join(timeout)
+                with contextlib.suppress(RuntimeError):  # never begun
+                    self._thread.join(timeout)
             left, lost, where = len(self._spool), self._spool.records_in_memory(), self._spool.home
             self._spool.close()
             why = f"no collector at {self.endpoint} ({self._reason})"
@@ -277,19 +279,34 @@ class Pipeline:
             return  # another thread is at it, or this very one in a signal handler
         try:
             if self._thread is None and self._deadline is None:
-                thread = threading.Thread(target=self._run, name="jarvis-pipeline", daemon=True)
-                # too late in the life of the interpreter: what waits stays on the disk
-                with contextlib.suppress(RuntimeError):
-                    thread.start()
-                    self._thread = thread
+                # noted before it starts: whatever a signal handler does meanwhile, there is only one
+                self._thread = threading.Thread(target=self._run, name="jarvis-pipeline", daemon=True)
+                try:
+                    self._thread.start()
+                except BaseException as error:
+                    # interrupted before it began, or too late in the life of the interpreter: then what waits stays
+                    # on the disk, or the next record starts another
+                    if self._thread.ident is None:
+                        self._thread = None
+                    if not isinstance(error, RuntimeError):
+                        raise
         finally:
             self._starting.release()
 
     def _run(self) -> None:
         while self._deadline is None:
-            self._rest()
-            self._ship(self._spool)
-            self._adopt()
+            if threading.current_thread() is not self._thread:
+                return  # whoever started it was interrupted, and another was started
+            try:
+                self._rest()
+                self._ship(self._spool)
+                self._adopt()
+            except Exception as problem:  # nothing that happens here may be the last thing that it does
+                self._reason = f"{type(problem).__name__}: {problem}"
+                self._bell = queue.SimpleQueue()
+                time.sleep(_TICK_SECONDS)
+        if threading.current_thread() is not self._thread:
+            return
         self._ship(self._spool)
         if self._client is not None:
             self._client.close()
@@ -364,6 +381,8 @@ class Pipeline:
 
     def _ship(self, store: Spool | Orphan) -> bool:
         """Delivers all that waits in a spool; False where the process ends first."""
+        # of our own only what is there now: who logs without a pause must not keep the rest from its turn
+        mark = self._spool.mark()
         while batch := store.take(BATCH_RECORDS):
             if not self._deliver(store, batch):
                 return False
@@ -372,6 +391,8 @@ class Pipeline:
                     return False
             elif self._deadline is None:
                 self._tick()
+                if self._spool.passed(mark):
+                    break
         return True
 
     def _deliver(self, store: Spool | Orphan, batch: list[Item]) -> bool:
@@ -447,7 +468,7 @@ class Pipeline:
 
     def _say(self, line: str) -> None:
         if not self._quiet:
-            _tell(line)
+            tell(line)
 
     def _tell_absent(self) -> None:
         if not self._absent:
@@ -481,10 +502,3 @@ def _body(resource: bytes, part: Sequence[Item]) -> bytes:
 
 def _records(count: int) -> str:
     return "1 record" if count == 1 else f"{count:,} records"
-
-
-def _tell(line: str) -> None:
-    """One line on stderr, never through logging, which would feed itself."""
-    # stderr may be closed, or None: then there is nobody to tell
-    with contextlib.suppress(OSError, ValueError):
-        print(f"jarvis: {line}", file=sys.stderr, flush=True)

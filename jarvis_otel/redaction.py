@@ -450,7 +450,6 @@ def _tell(found: list[str] | None, path: str) -> None:
         found.append(path[:_PATH_LENGTH_MAX])
 
 
-@functools.lru_cache(maxsize=4_096)
 class Unredacted(Redactor):
     """Leaves everything as it is, but for the pseudonyms of users.
 
@@ -474,6 +473,7 @@ class Unredacted(Redactor):
         return value
 
 
+@functools.lru_cache(maxsize=4_096)
 def pseudonym(hmac_key: str, user_id: str) -> str:
     """The name by which a user is known outside of the process: 16 hex digits of HMAC-SHA256.
 

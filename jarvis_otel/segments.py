@@ -274,7 +274,8 @@ class Segment:
             # never through the map, which somebody may have truncated since the lease was broken
             return os.pread(self.file.descriptor(), stop - start, start) if self.file is not None else b""
         except OSError:
-            return b""
+            # but where somebody closed the descriptor, the map still holds the lease, and nobody can open the file
+            return bytes(self.buffer[start:stop]) if isinstance(self.buffer, mmap.mmap) else b""
 
     def settle(self, end: int) -> None:
         """Notes on the disk that what lies before an offset is done with: whoever adopts it need not send it again."""

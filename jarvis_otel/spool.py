@@ -149,6 +149,8 @@ class _Store:
             segment.count = segment.found
             return
         with self.lock:
+            if segment.gone:  # dropped meanwhile, and counted then
+                return
             lost = count - segment.found
             segment.found = count
             if lost > 0:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
-__all__ = ["Paint", "printable", "table", "wants_color"]
+__all__ = ["Paint", "printable", "table", "tell", "wants_color"]
 
 _CODES = {"dim": "2", "bold": "1", "red": "31", "green": "32", "yellow": "33", "magenta": "35", "cyan": "36"}
 
@@ -38,6 +40,19 @@ def wants_color(stream: TextIO | None, environ: Mapping[str, str] | None = None)
     if environ.get("NO_COLOR"):
         return False
     return bool(environ.get("FORCE_COLOR")) or (stream is not None and stream.isatty())
+
+
+def tell(line: str) -> None:
+    """Writes one line about ourselves on stderr, never through logging, which would feed itself; it never raises.
+
+    Args:
+        line: What there is to say.
+    """
+    stream = sys.stderr
+    # it may be None, as in a windowless process, closed, or anything that the application has put there
+    if stream is not None:
+        with contextlib.suppress(Exception):
+            print(f"jarvis: {line}", file=stream, flush=True)
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -88,25 +88,36 @@ class Wiring:
             exporter_log.addFilter(_is_no_retry)
             self._undo.append(lambda log=exporter_log: log.removeFilter(_is_no_retry))  # type: ignore[misc]
 
-    def undo(self, timeout: float) -> None:
-        """Takes it apart, and delivers what waits: logs and spans at the same time.
+    def finish(self, timeout: float) -> None:
+        """Delivers what waits: logs and spans at the same time.
 
         Args:
             timeout: Seconds that this may take.
         """
+        self._deliver(timeout, self._setup.finish)
+
+    def undo(self, timeout: float) -> None:
+        """Takes it apart, and delivers what waits.
+
+        Args:
+            timeout: Seconds that this may take.
+        """
+        self._deliver(timeout, self._setup.uninstall)
+        for end in reversed(self._undo):
+            with contextlib.suppress(Exception):  # what cannot be undone must not keep the rest from it
+                end()
+
+    def _deliver(self, timeout: float, logs: Callable[[float], object]) -> None:
         spans = threading.Thread(target=self._providers.shutdown, args=(timeout,), name="jarvis-shutdown", daemon=True)
         try:
             spans.start()
         except RuntimeError:  # from Python 3.12 on, at exit there are no new threads
             spans.run()
         deadline = time.monotonic() + timeout
-        with contextlib.suppress(Exception):  # what cannot be undone must not keep the rest from it
-            self._setup.uninstall(timeout)
+        with contextlib.suppress(Exception):  # the process ends in any case
+            logs(timeout)
         if spans.is_alive():
             spans.join(max(0.0, deadline - time.monotonic()))
-        for end in reversed(self._undo):
-            with contextlib.suppress(Exception):  # as above
-                end()
 
 
 def _redactor(settings: Settings) -> Redactor:

@@ -26,6 +26,7 @@ from jarvis_otel.redaction import (
     SHORTEST,
     RedactingSpanExporter,
     Redactor,
+    Unredacted,
     compile_keys,
     compile_patterns,
     pseudonym,
@@ -559,6 +560,16 @@ def test_logs_query_finds_a_user_by_the_id_and_by_the_pseudonym(own_project, mon
     assert found() == ["raw"]
     monkeypatch.setenv("JARVIS_HMAC_KEY", "k")
     assert found() == ["raw", "hashed"]
+
+
+def test_where_redaction_is_off_only_users_are_renamed():
+    off = Unredacted(hmac_key="k")
+    assert isinstance(off, Redactor)
+    assert off.text(text := f"password={BOT_TOKEN}") is text
+    assert off.field("password", text) is text
+    assert off.scrub(value := {"password": [text]}) is value
+    assert not off.names_secret("password")
+    assert off.pseudonym("tg_1") == pseudonym("k", "tg_1")
 
 
 # --- lint stands on the same tables -----------------------------------------------------------------------------------

@@ -1244,7 +1244,6 @@ def test_who_closes_all_descriptors_finds_its_own_files_untouched_afterwards(roo
     assert result.stdout.startswith("True ")
 
 
-@bug("the lease of the map makes the second opening fail, and what cannot be read counts as damaged")
 def test_what_is_mapped_when_all_descriptors_are_closed_is_read_as_well(room):
     script = """
         spool = Spool(Path(sys.argv[1]), RESOURCE, bytes_max=ROOM)

@@ -24,6 +24,7 @@ class _Events(Protocol):
     def wait(self, seconds: float) -> bool: ...
     def watch(self, directories: set[Path]) -> None: ...
     def wake(self) -> None: ...
+    def is_sound(self) -> bool: ...
     def close(self) -> None: ...
 
 
@@ -94,16 +95,14 @@ class Watcher:
             self.start()
 
     def _run(self) -> None:
-        names = frozenset(path.name for path in self._paths)
-        events: _Events
-        try:
-            events = _Inotify(names)
-        except (ImportError, OSError, AttributeError):
-            events = _Poll()
-        self._events = events
+        events = self._events = self._new_events()
         try:
             told, unsettled = True, None
             while not self._stopping:
+                if not events.is_sound():
+                    # somebody closed all descriptors, as a daemon does; their numbers may be files of theirs by now
+                    events.close()
+                    events = self._events = self._new_events()
                 events.watch(self._directories())
                 signature: Any = self._signature()
                 if signature == self._seen:
@@ -119,6 +118,12 @@ class Watcher:
                 told = self._wait(events, LOOK_AGAIN_S if unsettled is None else POLL_S)
         finally:
             events.close()
+
+    def _new_events(self) -> _Events:
+        try:
+            return _Inotify(frozenset(path.name for path in self._paths))
+        except (ImportError, OSError, AttributeError):
+            return _Poll()
 
     def _wait(self, events: _Events, limit: float) -> bool:
         due = self._due()
@@ -165,6 +170,8 @@ class _Inotify:
         self._inotify = inotify_simple.INotify(nonblocking=True)
         self._watched: dict[Path, int] = {}
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        own = (self._inotify.fileno(), self._wake_read, self._wake_write)
+        self._descriptors = {descriptor: _identity(descriptor) for descriptor in own}
 
     def watch(self, directories: set[Path]) -> None:
         for gone in set(self._watched) - directories:
@@ -178,7 +185,12 @@ class _Inotify:
 
     def wait(self, seconds: float) -> bool:
         """Waits for something to happen; true where a writer of one of the files is done."""
-        ready, _, _ = select.select([self._inotify, self._wake_read], [], [], seconds)
+        try:
+            ready, _, _ = select.select([self._inotify, self._wake_read], [], [], seconds)
+        except (OSError, ValueError):
+            return False
+        if not self.is_sound():
+            return False
         if self._wake_read in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_read, 4096)
@@ -188,12 +200,33 @@ class _Inotify:
 
     def wake(self) -> None:
         with contextlib.suppress(OSError):
-            os.write(self._wake_write, b"\0")
+            if self._is_ours(self._wake_write):
+                os.write(self._wake_write, b"\0")
+
+    def is_sound(self) -> bool:
+        """Whether all descriptors are still what they were."""
+        return all(map(self._is_ours, self._descriptors))
+
+    def _is_ours(self, descriptor: int) -> bool:
+        return _identity(descriptor) == self._descriptors[descriptor]
 
     def close(self) -> None:
-        self._inotify.close()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+        for descriptor in (self._wake_read, self._wake_write):
+            if self._is_ours(descriptor):
+                os.close(descriptor)
+        if self._is_ours(self._inotify.fileno()):
+            self._inotify.close()
+        else:
+            _lost.append(self._inotify)  # it would close the number once it is collected
+
+
+def _identity(descriptor: int) -> str:
+    """What a descriptor is; empty where it is nothing."""
+    try:
+        stat = os.fstat(descriptor)
+    except OSError:
+        return ""
+    return f"{stat.st_dev}:{stat.st_ino}:{stat.st_mode}"
 
 
 class _Poll:
@@ -213,9 +246,15 @@ class _Poll:
     def wake(self) -> None:
         self._woken.set()
 
+    def is_sound(self) -> bool:
+        return True
+
     def close(self) -> None:
         """There is nothing to close."""
 
+
+_lost: list[Any] = []
+"""Objects whose descriptor somebody closed."""
 
 _watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
 _fork_hook = threading.Lock()

@@ -146,7 +146,6 @@ class Pipeline:
         # SimpleQueue.put is re-entrant, which Event.set is not: a signal handler may log at any moment.
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._changed = threading.Condition()
-        self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         self._asleep = False
         self._deadline: float | None = None
@@ -275,23 +274,20 @@ class Pipeline:
 
     def start(self) -> None:
         """Starts the thread, which otherwise starts with the first record."""
-        if not self._starting.acquire(blocking=False):
-            return  # another thread is at it, or this very one in a signal handler
+        if self._thread is not None or self._deadline is not None:
+            return
+        thread = threading.Thread(target=self._run, name="jarvis-pipeline", daemon=True)
         try:
-            if self._thread is None and self._deadline is None:
-                # noted before it starts: whatever a signal handler does meanwhile, there is only one
-                self._thread = threading.Thread(target=self._run, name="jarvis-pipeline", daemon=True)
-                try:
-                    self._thread.start()
-                except BaseException as error:
-                    # interrupted before it began, or too late in the life of the interpreter: then what waits stays
-                    # on the disk, or the next record starts another
-                    if self._thread.ident is None:
-                        self._thread = None
-                    if not isinstance(error, RuntimeError):
-                        raise
-        finally:
-            self._starting.release()
+            # noted before it starts: of two that are started at the same moment, the one that is not noted ends itself
+            self._thread = thread
+            thread.start()
+        except BaseException as error:
+            # interrupted before it began, or too late in the life of the interpreter: then what waits stays on the
+            # disk, or the next record starts another
+            if thread.ident is None:
+                self._thread = None
+            if not isinstance(error, RuntimeError):
+                raise
 
     def _run(self) -> None:
         while self._deadline is None:

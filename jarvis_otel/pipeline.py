@@ -14,7 +14,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -36,6 +36,7 @@ EXIT_SECONDS = 2.0
 SPOOL_BYTES = 256 * 1024 * 1024
 BATCH_RECORDS = 1000
 _TICK_SECONDS = 1.0
+_ATTEMPT_SECONDS = 30.0
 _GATHER_SECONDS = 0.05
 _BACKOFF_FIRST, _BACKOFF_MAX = 0.1, 5.0
 
@@ -128,7 +129,9 @@ class Pipeline:
         def connect() -> OtlpClient:
             from jarvis_otel.otlp_client import OtlpClient  # noqa: PLC0415
 
-            return OtlpClient(settings.otlp_logs)
+            # while it waits for an answer it does not look after the spool, which the kernel gives 45 s
+            target = settings.otlp_logs
+            return OtlpClient(replace(target, timeout=min(target.timeout, _ATTEMPT_SECONDS)))
 
         return cls(
             settings.otlp_endpoint,

@@ -300,8 +300,8 @@ class Spool(_Store):
         is_ours = file is not None and file.path.parent == home and segment.size == SEGMENT_BYTES
         if is_ours and len(self._spares) < _SPARES_MAX:
             with self.lock:
-                path = self._next_path(self._routine)
-            if segment.renew(path):
+                path = self._next_path(self._routine) if self.home is home else None
+            if path is not None and segment.renew(path):
                 self._spares.append(segment)
                 return
         segment.remove()
@@ -474,6 +474,8 @@ class Spool(_Store):
         if home is None or usage(self._directory).bytes + SEGMENT_BYTES > self._bytes_max:
             return
         with self.lock:
+            if self.home is not home:
+                return
             path = self._next_path(self._routine)
         with contextlib.suppress(OSError):
             segment = Segment.create(path, SEGMENT_BYTES)

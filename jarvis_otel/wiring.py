@@ -47,6 +47,7 @@ class Wiring:
         self, settings: Settings, manager: FeatureFlagManager, service_name: str | None, *, console: bool
     ) -> None:
         self._undo: list[Callable[[], object]] = []
+        self._manager = manager
         RUNTIME.settings = settings
         found = Resource.create()
         service = _service(found, service_name or settings.service_name)
@@ -95,6 +96,8 @@ class Wiring:
             timeout: Seconds that this may take.
         """
         self._deliver(timeout, self._setup.finish)
+        with contextlib.suppress(Exception):  # the process ends in any case
+            self._manager.close()
 
     def undo(self, timeout: float) -> None:
         """Takes it apart, and delivers what waits.

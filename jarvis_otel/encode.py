@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import threading
 from collections import deque
 from collections.abc import Mapping
@@ -85,6 +86,8 @@ _RESERVED_PREFIXES = ("jarvis.flag.", CONTEXT_PREFIX)
 OWN_KEYWORDS = frozenset({"correlation_id", "duration_ms", "request_id", "session_id", "user_id"})
 """Keywords of a call that have a key of their own on the line."""
 
+_CUT = re.compile(r"…\[truncated [0-9]+\]\Z")
+_CUT_MAX = 40
 _SCALARS = frozenset({str, bool, int, float, type(None)})
 _INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
 _NOT_FINITE = {"inf": "Infinity", "-inf": "-Infinity", "nan": "NaN"}
@@ -222,7 +225,7 @@ class _Cleaner:
     def text(self, value: Any) -> str:
         text = value if type(value) is str else _text_of(value)
         limit = max(0, min(TEXT_MAX, self.chars))
-        if len(text) > limit:
+        if len(text) > limit and not (limit == TEXT_MAX and _is_cut(text)):
             text = f"{text[:limit]}…[truncated {len(text) - limit}]"
         self.chars -= len(text)
         return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
@@ -250,6 +253,11 @@ class _Cleaner:
         if size > len(items):
             cleaned.append(f"…[truncated {size - len(items)}]")
         return cleaned
+
+
+def _is_cut(text: str) -> bool:
+    """Whether a text was cut off before: to cut it once more would only hide how much was."""
+    return len(text) <= TEXT_MAX + _CUT_MAX and _CUT.search(text, TEXT_MAX) is not None
 
 
 def _text_of(value: Any) -> str:

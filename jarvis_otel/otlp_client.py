@@ -98,11 +98,12 @@ class OtlpClient:
             self.abandon()
         if self._connection is None:
             self._connection = self._connect()
+        # the socket's own timeout begins anew with each byte that trickles in
+        self._connection.response_class = functools.partial(_bounded_response, deadline)  # type: ignore[assignment]
+        if self._connection.sock is None:
             self._connection.connect()
             self._socket = _identity(self._connection.sock)
         self._connection.sock.settimeout(self._target.timeout)
-        # the socket's own timeout begins anew with each byte that trickles in
-        self._connection.response_class = functools.partial(_bounded_response, deadline)  # type: ignore[assignment]
         self._connection.request("POST", self._path, body, self._headers)
         response = self._connection.getresponse()
         content = b""
@@ -160,7 +161,9 @@ class OtlpClient:
         return self._connection.sock is None or _identity(self._connection.sock) == self._socket
 
 
-def _identity(connected: socket.socket) -> object:
+def _identity(connected: socket.socket | None) -> object:
+    if connected is None:
+        return None
     try:
         stat = os.fstat(connected.fileno())
     except OSError:
@@ -181,6 +184,7 @@ class _Bounded(io.RawIOBase):
         # it keeps the socket open where the connection closes it before the answer is read
         self._stream = connected.makefile("rb", buffering=0)
         self._deadline = deadline
+        self._began = False
 
     def close(self) -> None:
         self._stream.close()
@@ -191,10 +195,17 @@ class _Bounded(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         rest = self._deadline - time.monotonic()
-        if rest <= 0:
-            raise TimeoutError("the answer takes too long")
-        self._connected.settimeout(rest)
-        return self._stream.readinto(buffer) or 0
+        if rest > 0:
+            self._connected.settimeout(rest)
+            try:
+                size = self._stream.readinto(buffer) or 0
+            except TimeoutError:
+                if not self._began:
+                    raise
+            else:
+                self._began = True
+                return size
+        raise TimeoutError("the answer takes too long")
 
 
 class _Files:

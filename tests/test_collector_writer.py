@@ -8,7 +8,8 @@ import subprocess
 import pytest
 
 from jarvis_collector.config import CollectorError
-from jarvis_collector.writer import Write, Writer, sidecar_path
+from jarvis_collector.layout import sidecar_path
+from jarvis_collector.writer import Write, Writer
 
 DAY = 86_400_000_000_000
 NOON = 1_767_355_200_000_000_000  # 2026-01-02T12:00:00Z

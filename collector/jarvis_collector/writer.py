@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import os
 import queue
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,11 +22,11 @@ from typing import Any
 import orjson
 
 from jarvis_collector.config import CollectorError
+from jarvis_collector.layout import STREAMS, day_name, day_of, day_path, sidecar_path
 from jarvis_collector.record import timestamp_of
 
-__all__ = ["DayFile", "Write", "Writer", "locked", "sidecar_path"]
+__all__ = ["DayFile", "Write", "Writer", "locked"]
 
-_DAY_FILE = re.compile(r"(?:jarvis|traces|metrics)-\d{4}-\d\d-\d\d\.jsonl")
 _BLOCK = 1 << 20
 _sync = getattr(os, "fdatasync", os.fsync)
 
@@ -81,7 +80,8 @@ class Writer:
             CollectorError: A file of the directory cannot be repaired.
         """
         for path in sorted(self._log_dir.iterdir()):
-            if _DAY_FILE.fullmatch(path.name):
+            named = day_name(path.name)
+            if named and named.stream in STREAMS and not named.archived:
                 try:
                     _repair(path)
                 except OSError as error:
@@ -116,7 +116,7 @@ class Writer:
             self._settle(writes)
 
     def _commit(self, writes: list[Write]) -> None:
-        self._turn_to(time.strftime("%Y-%m-%d", time.gmtime(self._clock() // 1_000_000_000)))
+        self._turn_to(day_of(self._clock()))
         streams: dict[str, list[Write]] = {}
         for write in writes:
             streams.setdefault(write.stream, []).append(write)
@@ -139,7 +139,7 @@ class Writer:
             self._files.clear()
 
     def _append(self, stream: str, lines: list[bytes]) -> None:
-        path = self._log_dir / f"{stream}-{self._day}.jsonl"
+        path = day_path(self._log_dir, stream, self._day)
         file = self._files.get(stream)
         if file is not None and not file.in_place():
             self._files.pop(stream).abandon()
@@ -241,11 +241,6 @@ def locked(log_dir: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
-
-
-def sidecar_path(path: Path) -> Path:
-    """Where the sidecar of a day file stands."""
-    return path.with_suffix(".meta.json")
 
 
 _Range = tuple[bytes, bytes] | None

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from jarvis_collector.writer import sidecar_path
+from jarvis_collector.layout import sidecar_path
 from jarvis_otel.query.filters import Filter, Needle
 from jarvis_otel.query.times import Interval, canonical_time
 

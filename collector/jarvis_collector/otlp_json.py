@@ -1,17 +1,22 @@
-"""Reads OTLP/JSON requests, by hand: a schema library would cost more than all the rest."""
+"""Reads OTLP/JSON requests: what is alike column by column, anything else by hand."""
 
 from __future__ import annotations
 
 import base64
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
+from functools import lru_cache
 from math import isfinite
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
 
 import orjson
+from msgspec import Raw
 
+from jarvis_collector.coarse_json import Record, ResourceLogs, resource_logs
+from jarvis_collector.columns import Batch, Column, UnlikeError, few, fill, shown_column, shown_json, text_column
 from jarvis_collector.otlp import BadRequestError, Lines, Signal
 from jarvis_collector.record import LogRecord, Resource, Scope, format_timestamp, log_line
 from jarvis_collector.spans import Event, Link, Span, span_line
@@ -22,6 +27,16 @@ __all__ = ["read"]
 _INT64_MIN, _INT64_END, _UINT64_END = -(2**63), 2**63, 2**64
 _NESTING_MAX = 400
 """A record whose JSON is nested deeper is cut out unread; DEPTH_MAX is reached long before."""
+
+_REMEMBERED_MAX = 4096
+"""Bytes of the largest resource, scope or attribute whose reading is remembered for the next request."""
+
+_ATTRIBUTE = b'{"key":'
+"""Begins an attribute in compact JSON. In a string its quotes would be escaped; it stands in nested values too, but
+what is cut there is no whole attribute."""
+_AFTER_KEY, _CONTENT = b',"value":{"', b'Value":'
+_INTEGERS = re.compile(rb"(?:0|-?[1-9][0-9]{0,17})(?:,(?:0|-?[1-9][0-9]{0,17}))*")
+_NUMBERS = re.compile(rb"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?(?:,-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)*")
 
 _SEVERITIES = MappingProxyType(
     {
@@ -42,17 +57,19 @@ _STATUSES = MappingProxyType({"STATUS_CODE_UNSET": 0, "STATUS_CODE_OK": 1, "STAT
 
 def read(signal: Signal, body: bytes, arrival: int) -> Lines:
     """The lines of an OTLP/JSON request; see `otlp.read`."""
+    if signal is Signal.LOGS and (groups := resource_logs(body)) is not None:
+        return _read_alike(groups, arrival)
     request = _parse(body)
     if signal is Signal.METRICS:
         return _metrics(request, arrival)
     out = Lines()
     logs = signal is Signal.LOGS
-    groups, scope_groups, records = (
+    groups_key, scope_groups, records = (
         ("resourceLogs", "scopeLogs", "logRecords") if logs else ("resourceSpans", "scopeSpans", "spans")
     )
-    for i, group in enumerate(_list(request, groups)):
+    for i, group in enumerate(_list(request, groups_key)):
         for j, scope_group in enumerate(_list(group, scope_groups)):
-            where = f"{groups}[{i}].{scope_groups}[{j}]"
+            where = f"{groups_key}[{i}].{scope_groups}[{j}]"
             listed = _list(scope_group, records)
             try:
                 scope = _scope(scope_group, _resource(group))
@@ -69,6 +86,228 @@ def read(signal: Signal, body: bytes, arrival: int) -> Lines:
                 except Exception as error:  # whatever is wrong with a record, it is refused alone
                     out.refuse(f"{where}.{records}[{k}]", error)
     return out
+
+
+def _read_alike(groups: list[ResourceLogs], arrival: int) -> Lines:
+    """Reads log records, those that are alike together."""
+    out = Lines()
+    for i, group in enumerate(groups):
+        for j, scope_group in enumerate(group.scope_logs):
+            where = f"resourceLogs[{i}].scopeLogs[{j}]"
+            records = scope_group.log_records
+            parts = (bytes(group.resource), group.schema_url, bytes(scope_group.scope), scope_group.schema_url)
+            try:
+                small = sum(map(len, parts)) <= _REMEMBERED_MAX
+                scope = _known_scope(*parts) if small else _unread_scope(*parts)
+            except Exception as error:  # whatever is wrong with it, only its own records are refused
+                out.refuse(f"{where}: resource or scope", error, len(records))
+                continue
+            lines: list[bytes | None] = [None] * len(records)
+            for k in fill(scope, records, _Rows(), lines):
+                try:
+                    lines[k] = log_line(scope, _log_record(_as_parsed(records[k])), arrival)
+                except Exception as error:  # whatever is wrong with a record, it is refused alone
+                    out.refuse(f"{where}.logRecords[{k}]", error)
+            out.lines += filter(None, lines)
+    return out
+
+
+def _unread_scope(resource: bytes, resource_url: str, scope: bytes, scope_url: str) -> Scope:
+    group = {"resource": _value(resource), "schemaUrl": resource_url}
+    return _scope({"scope": _value(scope), "schemaUrl": scope_url}, _resource(group))
+
+
+_known_scope = lru_cache(maxsize=256)(_unread_scope)
+
+
+def _as_parsed(record: Record) -> dict[str, Any]:
+    """A record as it is where the whole request was parsed."""
+    return {
+        "timeUnixNano": record.time_unix_nano,
+        "observedTimeUnixNano": record.observed_time_unix_nano,
+        "severityNumber": record.severity_number,
+        "severityText": record.severity_text,
+        "body": _value(bytes(record.body)),
+        "attributes": _value(bytes(record.attributes)),
+        "droppedAttributesCount": record.dropped_attributes_count,
+        "flags": record.flags,
+        "traceId": record.trace_id,
+        "spanId": record.span_id,
+        "eventName": record.event_name,
+    }
+
+
+def _value(text: bytes) -> Any:
+    """The value of what was left unread; None of nothing."""
+    if not text:
+        return None
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return _encodable(json.loads(text))
+
+
+class _Rows:
+    """Log records whose values are not read yet, as `columns` takes them."""
+
+    def batch(self, rows: Sequence[Record]) -> Batch:
+        """The batch of rows that are alike; see `columns.Reader`."""
+        time, observed, severity, text, body, attributes, dropped, flags, trace_id, span_id, event = zip(
+            *map(_fields, rows), strict=True
+        )
+        return Batch(
+            _times(time),
+            _times(observed),
+            severity,
+            text,
+            _bodies(_each(body)),
+            dropped,
+            flags,
+            _ids(trace_id),
+            _ids(span_id),
+            event,
+            _columns(attributes),
+        )
+
+    def shape(self, row: Record) -> Hashable:
+        """The keys of the attributes and the kinds of their values; see `columns.Reader`."""
+        return tuple(piece[: piece.find(_CONTENT)] for piece in bytes(row.attributes).split(_ATTRIBUTE))
+
+
+_fields = attrgetter(*Record.__struct_fields__)
+
+
+def _times(times: Sequence[int | str]) -> list[int]:
+    try:
+        numbers = [*map(int, times)]
+    except ValueError:
+        raise UnlikeError from None
+    if not 0 <= min(numbers) <= max(numbers) < _UINT64_END:
+        raise UnlikeError
+    return numbers
+
+
+def _each(raws: Sequence[Raw]) -> list[bytes]:
+    """What was left unread, all at once: one by one takes longer than looking at it."""
+    texts = b"\n".join(raws).split(b"\n")
+    if len(texts) != len(raws):
+        raise UnlikeError
+    return texts
+
+
+def _ids(ids: Sequence[str]) -> list[bytes]:
+    joined = "\n".join(ids).encode()
+    if joined.translate(None, b"0123456789abcdef\n"):
+        raise UnlikeError
+    return joined.split(b"\n")
+
+
+def _bodies(raws: list[bytes]) -> Column:
+    values = few(raws)
+    if values is None:
+        before = b'{"stringValue":"'
+        texts = [raw[len(before) : -2] for raw in raws if raw.startswith(before) and raw.endswith(b'"}')]
+        if len(texts) == len(raws):
+            return _json_texts("body", texts)
+    return shown_column("body", raws, values or set(raws), _shown_body)
+
+
+def _columns(attributes: Sequence[Raw]) -> list[Column]:
+    """The columns of attributes: their JSON cut where each attribute begins, `[` and then `"symbol","value":{…}},`."""
+    count = bytes(attributes[0]).count(_ATTRIBUTE)
+    if not count:
+        if set(_each(attributes)) <= {b"", b"[]"}:
+            return []
+        raise UnlikeError
+    pieces = b"".join((*attributes, b"[")).split(_ATTRIBUTE)
+    if pieces[0] != b"[" or len(pieces) != 1 + count * len(attributes):
+        raise UnlikeError
+    # only the last attribute of a record stands before the next record's list: so no piece is another record's
+    return [_column(pieces[k::count], b"}}][" if k == count else b"}},") for k in range(1, count + 1)]
+
+
+def _column(raws: list[bytes], end: bytes) -> Column:
+    """The column of an attribute, of which `{"key":` is cut off and which ends so."""
+    first = raws[0]
+    key_end = first.find(_AFTER_KEY)
+    at = first.find(_CONTENT) + len(_CONTENT)
+    if not 0 < key_end < at:
+        raise UnlikeError
+    key = _value(first[:key_end])
+    if key.__class__ is not str:
+        raise UnlikeError
+    values = few(raws)
+    if values is None and (column := _varied_column(key, raws, first[:at], end)) is not None:
+        return column
+    values = values or set(raws)
+    if not all(raw.startswith(first[:key_end]) and raw.endswith(end) for raw in values):
+        raise UnlikeError
+    return shown_column(key, raws, values, _shown_attribute if len(end) == 3 else _shown_last)
+
+
+def _varied_column(key: str, raws: list[bytes], before: bytes, end: bytes) -> Column | None:
+    """The column of an attribute with many values, if they can be read as they stand.
+
+    Args:
+        key: The attribute's key.
+        raws: The attributes.
+        before: What each begins with.
+        end: What each ends with.
+    """
+    kind = before[before.rfind(b'"', 0, -2) + 1 :]
+    if raws[0].startswith(b'"', len(before)):
+        before, end, kind = before + b'"', b'"' + end, kind + b'"'
+    start, stop = len(before), -len(end)
+    texts = [raw[start:stop] for raw in raws if raw.startswith(before) and raw.endswith(end)]
+    if len(texts) < len(raws):
+        return None
+    if kind == b'stringValue":"':
+        return _json_texts(key, texts)
+    if kind in (b'intValue":"', b'intValue":') and _INTEGERS.fullmatch(b",".join(texts)):
+        return Column(key, int, texts)
+    if kind == b'doubleValue":' and _NUMBERS.fullmatch(b",".join(texts)):
+        numbers = [*map(float, texts)]
+        return Column(key, float, [*map(orjson.dumps, numbers)]) if all(map(isfinite, numbers)) else None
+    return None
+
+
+def _json_texts(key: str, texts: list[bytes]) -> Column:
+    """The column of texts that stood between the quotes of JSON strings.
+
+    Raises:
+        UnlikeError: One of them is more than one string.
+    """
+    if b"\\" in (joined := b"".join(texts)) or b'"' in joined:
+        try:
+            return Column(key, str, [orjson.dumps(orjson.loads(b'"%b"' % text)) for text in texts])
+        except orjson.JSONDecodeError:
+            raise UnlikeError from None
+    return text_column(key, texts)
+
+
+def _shown_body(raw: bytes) -> tuple[type, bytes] | None:
+    try:
+        text = _body(_value(raw))
+    except (ValueError, AttributeError, TypeError):
+        return None
+    return (str, orjson.dumps(text)) if isinstance(text, str) and text else None
+
+
+def _shown_attribute(raw: bytes) -> tuple[type, bytes] | None:
+    raw = raw[:-1]
+    return _known_attribute(raw) if len(raw) <= _REMEMBERED_MAX else _known_attribute.__wrapped__(raw)
+
+
+def _shown_last(raw: bytes) -> tuple[type, bytes] | None:
+    return _shown_attribute(raw[:-1])
+
+
+@lru_cache(maxsize=4096)
+def _known_attribute(raw: bytes) -> tuple[type, bytes] | None:
+    try:
+        return shown_json(_attributes([_value(_ATTRIBUTE + raw)]))
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        return None
 
 
 def _parse(body: bytes) -> dict[str, Any]:

@@ -1,25 +1,29 @@
-"""Reads OTLP protobuf requests: parsed by the protobuf library, walked by hand."""
+"""Reads OTLP protobuf requests: what is alike column by column, anything else by OTLP's own messages."""
 
 from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterator, Sequence
+import struct
+from binascii import hexlify
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import orjson
 from google.protobuf.json_format import MessageToDict  # type: ignore[import-untyped]
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue as AnyValueMessage
+from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue as KeyValueMessage
 from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord as LogRecordMessage
-from opentelemetry.proto.logs.v1.logs_pb2 import ResourceLogs, ScopeLogs
-from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource as ResourceMessage
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
+from jarvis_collector.coarse_protobuf import LogsRequest, Request
+from jarvis_collector.columns import Batch, Column, UnlikeError, few, fill, shown_column, shown_json, text_column
 from jarvis_collector.otlp import BadRequestError, Lines, Signal
 from jarvis_collector.record import LogRecord, Resource, Scope, format_timestamp, log_line
 from jarvis_collector.spans import Event, Link, Span, span_line
@@ -27,18 +31,26 @@ from jarvis_collector.values import ATTRIBUTES_MAX, DEPTH_MAX, AnyValue, Attribu
 
 __all__ = ["read"]
 
+_REMEMBERED_MAX = 4096
+"""Bytes of the largest resource, scope or attribute whose reading is remembered for the next request."""
+
+_KEY, _VALUE = 0x0A, 0x12
+"""Tags of the wire format in a KeyValue."""
+_TEXT, _INTEGER, _DOUBLE = 0x0A, 0x18, 0x21
+"""Tags of the wire format in an AnyValue."""
+_unpack_double = struct.Struct("<d").unpack_from
+
 
 class _Kind(NamedTuple):
-    """Where a signal keeps its records: the request's class and the names of the repeated fields on the way down."""
+    """What OTLP calls the parts of a request."""
 
-    request: type[ExportLogsServiceRequest | ExportTraceServiceRequest]
     groups: str
     scope_groups: str
     records: str
 
 
-_LOGS = _Kind(ExportLogsServiceRequest, "resource_logs", "scope_logs", "log_records")
-_SPANS = _Kind(ExportTraceServiceRequest, "resource_spans", "scope_spans", "spans")
+_LOGS = _Kind("resource_logs", "scope_logs", "log_records")
+_SPANS = _Kind("resource_spans", "scope_spans", "spans")
 
 
 def read(signal: Signal, body: bytes, arrival: int) -> Lines:
@@ -46,122 +58,63 @@ def read(signal: Signal, body: bytes, arrival: int) -> Lines:
     if signal is Signal.METRICS:
         return _metrics(body, arrival)
     out = Lines()
-    kind = _LOGS if signal is Signal.LOGS else _SPANS
-    request: Any
-    try:
-        request = kind.request.FromString(body)
-    except DecodeError as error:
-        request = _salvaged(body, kind, out, error)
-    for i, group in enumerate(getattr(request, kind.groups)):
-        for j, scope_group in enumerate(getattr(group, kind.scope_groups)):
-            where = f"{kind.groups}[{i}].{kind.scope_groups}[{j}]"
-            records = getattr(scope_group, kind.records)
-            try:
-                scope = _scope(scope_group, _resource(group))
-            except Exception as error:  # whatever is wrong with it, only its own records are refused
-                out.refuse(f"{where}: resource or scope", error, len(records))
-                continue
-            for k, record in enumerate(records):
-                try:
-                    out.lines.append(
-                        log_line(scope, _log_record(record), arrival)
-                        if kind is _LOGS
-                        else span_line(scope, _span(record), arrival)
-                    )
-                except Exception as error:  # whatever is wrong with a record, it is refused alone
-                    out.refuse(f"{where}.{kind.records}[{k}]", error)
+    if signal is Signal.LOGS:
+        try:
+            request = LogsRequest.FromString(body)
+        except DecodeError:
+            # one record that cannot be read must not cost its neighbours
+            _read(Request, body, _LOGS, out, lambda scope, raw: log_line(scope, _log_record(raw), arrival))
+        else:
+            for where, scope, records in _scopes(request, _LOGS, out):
+                _read_alike(where, scope, records, out, arrival)
+    else:
+        _read(Request, body, _SPANS, out, lambda scope, raw: span_line(scope, _span(raw), arrival))
     return out
 
 
-def _salvaged(body: bytes, kind: _Kind, out: Lines, error: Exception) -> Any:
-    """The request without the records that the parser refuses (broken UTF-8, nested too deep).
-
-    In all signals the groups are field 1 of a request, scope groups field 2 of these, records field 2 of those.
-    """
-    request: Any = kind.request()
+def _read(request_class: Any, body: bytes, kind: _Kind, out: Lines, line: Callable[[Scope, bytes], bytes]) -> None:
+    """Reads the records of a request one by one."""
     try:
-        for i, (_, group_bytes) in enumerate(_fields(body, 1)):
-            group = getattr(request, kind.groups).add()
-            where = f"{kind.groups}[{i}]"
-            scope_groups = [content for _, content in _fields(group_bytes, 2)]
+        request = request_class.FromString(body)
+    except DecodeError as error:
+        raise BadRequestError(f"not an OTLP request with {kind.groups}: {error}") from None
+    for where, scope, records in _scopes(request, kind, out):
+        for k, raw in enumerate(records):
             try:
-                group.MergeFromString(_without(group_bytes, 2))
-            except DecodeError as bad:
-                out.refuse(f"{where}.resource", bad, sum(1 for part in scope_groups for _ in _fields(part, 2)))
-                continue
-            for j, scope_bytes in enumerate(scope_groups):
-                scope_group = getattr(group, kind.scope_groups).add()
-                records = getattr(scope_group, kind.records)
-                where = f"{kind.groups}[{i}].{kind.scope_groups}[{j}]"
-                try:
-                    scope_group.MergeFromString(_without(scope_bytes, 2))
-                except DecodeError as bad:
-                    out.refuse(f"{where}.scope", bad, sum(1 for _ in _fields(scope_bytes, 2)))
-                    continue
-                for k, (_, record_bytes) in enumerate(_fields(scope_bytes, 2)):
-                    try:
-                        records.add().MergeFromString(record_bytes)
-                    except DecodeError as bad:
-                        del records[-1]
-                        out.refuse(f"{where}.{kind.records}[{k}]", bad)
-    except _WireError:
-        raise BadRequestError(f"not an OTLP {kind.request.DESCRIPTOR.name}: {error}") from None
-    return request
+                out.lines.append(line(scope, raw))
+            except Exception as error:  # whatever is wrong with a record, it is refused alone
+                out.refuse(f"{where}.{kind.records}[{k}]", error)
 
 
-class _WireError(ValueError):
-    """Bytes that do not follow the wire format of protobuf."""
+def _read_alike(where: str, scope: Scope, records: Sequence[Any], out: Lines, arrival: int) -> None:
+    """Reads log records, those that are alike together."""
+    lines: list[bytes | None] = [None] * len(records)
+    for k in fill(scope, [_row(record) for record in records], _Rows(), lines):
+        try:
+            lines[k] = log_line(scope, _log_record(records[k].SerializeToString()), arrival)
+        except Exception as error:  # whatever is wrong with a record, it is refused alone
+            out.refuse(f"{where}.{_LOGS.records}[{k}]", error)
+    out.lines += filter(None, lines)
 
 
-def _fields(message: bytes, wanted: int) -> Iterator[tuple[slice, bytes]]:
-    """The embedded messages of one field number: where each field stands, and its content."""
-    at, size = 0, len(message)
-    while at < size:
-        start = at
-        tag, at = _varint(message, at)
-        wire_type = tag & 7
-        content = at
-        if wire_type == 0:
-            _, at = _varint(message, at)
-        elif wire_type == 1:
-            at += 8
-        elif wire_type == 2:
-            length, content = _varint(message, at)
-            at = content + length
-        elif wire_type == 5:
-            at += 4
-        else:
-            raise _WireError
-        if at > size:
-            raise _WireError
-        if tag >> 3 == wanted and wire_type == 2:
-            yield slice(start, at), message[content:at]
+def _scopes(request: Any, kind: _Kind, out: Lines) -> Iterator[tuple[str, Scope, Sequence[Any]]]:
+    """The scopes of a request: where each stands, what it is, and its records."""
+    for i, group in enumerate(request.groups):
+        for j, scope_group in enumerate(group.scope_groups):
+            where = f"{kind.groups}[{i}].{kind.scope_groups}[{j}]"
+            records = scope_group.records
+            parts = (group.resource, group.schema_url, scope_group.scope, scope_group.schema_url)
+            try:
+                small = sum(map(len, parts)) <= _REMEMBERED_MAX
+                scope = _known_scope(*parts) if small else _scope(*parts)
+            except Exception as error:  # whatever is wrong with it, only its own records are refused
+                out.refuse(f"{where}: resource or scope", error, len(records))
+            else:
+                yield where, scope, records
 
 
-def _without(message: bytes, number: int) -> bytes:
-    """The message without the embedded messages of one field number."""
-    kept, end = [], 0
-    for place, _ in _fields(message, number):
-        kept.append(message[end : place.start])
-        end = place.stop
-    return b"".join([*kept, message[end:]])
-
-
-def _varint(message: bytes, at: int) -> tuple[int, int]:
-    number = 0
-    for shift in range(0, 70, 7):
-        if at >= len(message):
-            break
-        byte = message[at]
-        at += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return number, at
-    raise _WireError
-
-
-def _resource(group: ResourceLogs | ResourceSpans) -> Resource:
-    resource = group.resource
+def _scope(resource_bytes: bytes, resource_url: bytes, scope_bytes: bytes, scope_url: bytes) -> Scope:
+    resource = ResourceMessage.FromString(resource_bytes)
     refs = [
         {
             key: value
@@ -175,27 +128,188 @@ def _resource(group: ResourceLogs | ResourceSpans) -> Resource:
         }
         for ref in resource.entity_refs
     ]
-    return Resource(
-        _attributes(resource.attributes),
-        dropped=resource.dropped_attributes_count,
-        entity_refs=refs,
-        url=group.schema_url,
-    )
-
-
-def _scope(group: ScopeLogs | ScopeSpans, resource: Resource) -> Scope:
-    scope = group.scope
+    scope = InstrumentationScope.FromString(scope_bytes)
     return Scope(
-        resource,
+        Resource(
+            _attributes(resource.attributes),
+            dropped=resource.dropped_attributes_count,
+            entity_refs=refs,
+            url=resource_url.decode(),
+        ),
         scope.name,
         scope.version,
         _attributes(scope.attributes),
         dropped=scope.dropped_attributes_count,
-        url=group.schema_url,
+        url=scope_url.decode(),
     )
 
 
-def _log_record(record: LogRecordMessage) -> LogRecord:
+_known_scope = lru_cache(maxsize=256)(_scope)
+
+_row = attrgetter(
+    "time_unix_nano",
+    "observed_time_unix_nano",
+    "severity_number",
+    "severity_text",
+    "body",
+    "dropped_attributes_count",
+    "flags",
+    "trace_id",
+    "span_id",
+    "event_name",
+    "attributes",
+)
+_Row = tuple[int, int, int, bytes, bytes, int, int, bytes, bytes, bytes, Sequence[bytes]]
+
+
+class _Rows:
+    """Log records whose values are not read yet, as `columns` takes them."""
+
+    def batch(self, rows: Sequence[_Row]) -> Batch:
+        """The batch of rows that are alike; see `columns.Reader`."""
+        time, observed, severity, text, body, dropped, flags, trace_id, span_id, event, attributes = zip(
+            *rows, strict=True
+        )
+        listed = [each[:] for each in attributes]
+        if len(set(map(len, listed))) > 1:
+            raise UnlikeError
+        return Batch(
+            time,
+            observed,
+            severity,
+            _decoded(text),
+            _bodies(body),
+            dropped,
+            flags,
+            [*map(hexlify, trace_id)],
+            [*map(hexlify, span_id)],
+            _decoded(event),
+            [_column(raws) for raws in zip(*listed, strict=True)],
+        )
+
+    def shape(self, row: _Row) -> Hashable:
+        """The keys of the attributes and the kinds of their values; see `columns.Reader`."""
+        shape = tuple(raw[: raw[1] + 2] + raw[raw[1] + 4 : raw[1] + 5] if len(raw) > 1 else b"" for raw in row[10])
+        return None if b"" in shape else shape
+
+
+def _decoded(texts: Sequence[bytes]) -> list[str]:
+    try:
+        if texts.count(texts[0]) == len(texts):
+            return [texts[0].decode()] * len(texts)
+        known = {text: text.decode() for text in set(texts)}
+    except UnicodeDecodeError:
+        raise UnlikeError from None
+    return [known[text] for text in texts]
+
+
+def _bodies(raws: Sequence[bytes]) -> Column:
+    values = few(raws)
+    if values is None and (texts := _texts(raws)):
+        return text_column("body", texts)
+    return shown_column("body", raws, values or set(raws), _shown_text)
+
+
+def _column(raws: Sequence[bytes]) -> Column:
+    """The column of an attribute: what is sent is mostly so short that a length is one byte."""
+    first = raws[0]
+    at = first[1] + 4 if len(first) > 1 and first[0] == _KEY and first[1] < 0x80 else len(first)
+    if at >= len(first):
+        raise UnlikeError
+    head = first[: at - 2]
+    try:
+        key = head[2:].decode()
+        values = few(raws)
+        if values is None and (column := _varied_column(key, raws, head, at)) is not None:
+            return column
+    except (UnicodeDecodeError, IndexError):
+        raise UnlikeError from None
+    values = values or set(raws)
+    if not all(raw.startswith(head) for raw in values):
+        raise UnlikeError
+    return shown_column(key, raws, values, _shown_attribute)
+
+
+def _varied_column(key: str, raws: Sequence[bytes], head: bytes, at: int) -> Column | None:
+    """The column of an attribute with many values, if they can be read without OTLP's own messages.
+
+    Args:
+        key: The attribute's key.
+        raws: The attributes.
+        head: What each begins with.
+        at: Where the AnyValue stands in each.
+    """
+    first = raws[0]
+    kind = first[at]
+    count, size = len(raws), len(first)
+    if first[at - 2] != _VALUE or first[at - 1] != size - at:
+        return None
+    if len(set(map(len, raws))) == 1:
+        # then all that stands before the content is the same too
+        start = at + 2 if kind == _TEXT else at + 1
+        before = first[:start]
+        if kind == _TEXT and first[at + 1] == size - start:
+            texts = [raw[start:] for raw in raws if raw.startswith(before)]
+            return text_column(key, texts) if len(texts) == count else None
+        if kind == _DOUBLE and size == start + 8:
+            numbers = [_unpack_double(raw, start)[0] for raw in raws if raw.startswith(before)]
+            finite = len(numbers) == count and all(map(math.isfinite, numbers))
+            return Column(key, float, [*map(orjson.dumps, numbers)]) if finite else None
+    values = [
+        raw[at:] for raw in raws if raw.startswith(head) and raw[at - 2] == _VALUE and raw[at - 1] == len(raw) - at
+    ]
+    if len(values) < count:
+        return None
+    if kind == _TEXT and (texts := _texts(values)):
+        return text_column(key, texts)
+    if kind == _INTEGER and all(value[0] == _INTEGER for value in values):
+        return Column(key, int, [b"%d" % _signed(value) for value in values])
+    return None
+
+
+def _texts(values: Sequence[bytes]) -> list[bytes]:
+    """The texts in AnyValues; none at all where one of these is another kind, or long."""
+    texts = [value[2:] for value in values if len(value) > 2 and value[0] == _TEXT and value[1] == len(value) - 2]
+    return texts if len(texts) == len(values) else []
+
+
+def _signed(value: bytes) -> int:
+    """The integer in an AnyValue.
+
+    Raises:
+        UnlikeError: It is not encoded as it should be.
+    """
+    number = 0
+    for shift, byte in enumerate(value[1:]):
+        number |= (byte & 0x7F) << 7 * shift
+    if len(value) > 11 or len(value) < 2 or value[-1] & 0x80 or any(not byte & 0x80 for byte in value[1:-1]):
+        raise UnlikeError
+    number &= 0xFFFFFFFFFFFFFFFF
+    return number - (number >> 63 << 64)
+
+
+def _shown_text(raw: bytes) -> tuple[type, bytes] | None:
+    try:
+        text = AnyValueMessage.FromString(raw).string_value
+    except DecodeError:
+        return None
+    return (str, orjson.dumps(text)) if text else None
+
+
+def _shown_attribute(raw: bytes) -> tuple[type, bytes] | None:
+    return _known_attribute(raw) if len(raw) <= _REMEMBERED_MAX else _known_attribute.__wrapped__(raw)
+
+
+@lru_cache(maxsize=4096)
+def _known_attribute(raw: bytes) -> tuple[type, bytes] | None:
+    try:
+        return shown_json(_attributes([KeyValueMessage.FromString(raw)]))
+    except (DecodeError, RecordError):
+        return None
+
+
+def _log_record(raw: bytes) -> LogRecord:
+    record = LogRecordMessage.FromString(raw)
     body = record.body
     return LogRecord(
         record.time_unix_nano,
@@ -212,7 +326,8 @@ def _log_record(record: LogRecordMessage) -> LogRecord:
     )
 
 
-def _span(span: SpanMessage) -> Span:
+def _span(raw: bytes) -> Span:
+    span = SpanMessage.FromString(raw)
     return Span(
         span.start_time_unix_nano,
         span.end_time_unix_nano,

@@ -16,19 +16,28 @@ import orjson
 from jarvis_collector.values import AnyValue, Attributes, KeyValue, any_value, merged, readable
 
 __all__ = [
+    "COMPUTED_UID",
     "CONTEXT_PREFIX",
+    "ERROR_KEYS",
+    "FLAGS_MAX",
     "FLAG_PREFIX",
+    "LEVELS",
     "LINE_KEYS",
+    "PLACES",
+    "SEVERITY",
+    "SOURCE_KEYS",
     "UNKNOWN_SERVICE",
     "LogEntry",
     "LogRecord",
     "Resource",
     "Scope",
+    "format_second",
     "format_timestamp",
     "log_line",
     "logs_request",
     "parse_timestamp",
     "timestamp_of",
+    "timestamps_of",
 ]
 
 LINE_KEYS = (
@@ -63,18 +72,19 @@ FLAG_PREFIX = "jarvis.flag."
 _FLAG_START = len(FLAG_PREFIX)
 CONTEXT_PREFIX = "jarvis.context."
 """Before a caller's keyword whose own name is that of another part of the line; `context` shows it without."""
-_COMPUTED = "#"
+COMPUTED_UID = "#"
 """Begins a uid that was computed here because the record came without one."""
 
-_LEVELS = ("INFO", *["DEBUG"] * 8, *["INFO"] * 4, *["WARNING"] * 4, *["ERROR"] * 4, *["CRITICAL"] * 4)
-_SEVERITY = {"DEBUG": 5, "INFO": 9, "WARNING": 13, "ERROR": 17, "CRITICAL": 21}
+LEVELS = ("INFO", *["DEBUG"] * 8, *["INFO"] * 4, *["WARNING"] * 4, *["ERROR"] * 4, *["CRITICAL"] * 4)
+SEVERITY = {"DEBUG": 5, "INFO": 9, "WARNING": 13, "ERROR": 17, "CRITICAL": 21}
 
 _LINE_START = b'{"timestamp":"'
-_TIMESTAMP_END = len(_LINE_START) + len("2026-01-02T03:04:05.678901Z")
+_STAMP_SIZE = len("2026-01-02T03:04:05.678901Z")
+_TIMESTAMP_END = len(_LINE_START) + _STAMP_SIZE
 
 _TEXT, _INTEGER, _NUMBER = (str,), (int,), (int, float)
 # attribute → section of the line, key in it, types that it takes; a plain dict, for it is asked for each attribute
-_PLACES: Mapping[str, tuple[str, str, tuple[type, ...]]] = {
+PLACES: Mapping[str, tuple[str, str, tuple[type, ...]]] = {
     "jarvis.service": ("", "service", _TEXT),
     "jarvis.correlation_id": ("", "correlation_id", _TEXT),
     "jarvis.request_id": ("", "request_id", _TEXT),
@@ -90,8 +100,8 @@ _PLACES: Mapping[str, tuple[str, str, tuple[type, ...]]] = {
     "code.function.name": ("source", "function", _TEXT),
     "log.record.uid": ("_meta", "uid", _TEXT),
 }
-_ERROR_KEYS = ("type", "message", "stack_trace")
-_SOURCE_KEYS = ("file", "line", "function")
+ERROR_KEYS = ("type", "message", "stack_trace")
+SOURCE_KEYS = ("file", "line", "function")
 _RESOURCE_NAMES = MappingProxyType(
     {"host.name": "hostname", "deployment.environment.name": "environment", "service.version": "version"}
 )
@@ -99,14 +109,15 @@ _META_OWN = frozenset({*_RESOURCE_NAMES.values(), "uid", "otlp"})
 
 
 @lru_cache(maxsize=1024)
-def _second(seconds: int) -> str:
+def format_second(seconds: int) -> str:
+    """The part of a timestamp before the point."""
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 def format_timestamp(unix_nano: int) -> str:
     """A time as the line writes it: UTC with microseconds and `Z`; digits below a microsecond are cut off."""
     seconds, nanos = divmod(unix_nano, 1_000_000_000)
-    return f"{_second(seconds)}.{nanos // 1000:06d}Z"
+    return f"{format_second(seconds)}.{nanos // 1000:06d}Z"
 
 
 def parse_timestamp(text: str) -> int:
@@ -123,6 +134,23 @@ def timestamp_of(line: bytes) -> bytes | None:
     if line.startswith(_LINE_START) and line[_TIMESTAMP_END - 1 : _TIMESTAMP_END] == b"Z":
         return line[len(_LINE_START) : _TIMESTAMP_END]
     return None
+
+
+def timestamps_of(block: bytes) -> list[bytes] | None:
+    """The timestamps of whole lines that lie one after the other, or None where one of them is not ours.
+
+    It is `timestamp_of` for many lines at once, which need not be cut out.
+    """
+    stamps = []
+    starts_with, find = block.startswith, block.find
+    start, end = 0, len(block)
+    while start < end:
+        stamp = block[start + len(_LINE_START) : start + _TIMESTAMP_END]
+        if stamp[-1:] != b"Z" or len(stamp) != _STAMP_SIZE or not starts_with(_LINE_START, start):
+            return None
+        stamps.append(stamp)
+        start = find(b"\n", start) + 1 or end
+    return stamps
 
 
 @dataclass(slots=True)
@@ -330,8 +358,8 @@ def log_line(scope: Scope, record: LogRecord, arrival: int) -> bytes:
         otlp["timeUnixNano"] = "0"
     if observed:
         otlp["observedTimeUnixNano"] = str(observed)
-    level = _LEVELS[severity] if 0 <= severity <= 24 else "INFO" if severity < 0 else "CRITICAL"
-    if severity != _SEVERITY[level]:
+    level = LEVELS[severity] if 0 <= severity <= 24 else "INFO" if severity < 0 else "CRITICAL"
+    if severity != SEVERITY[level]:
         otlp["severityNumber"] = severity
     if text != level:
         otlp["severityText"] = text
@@ -355,7 +383,7 @@ def log_line(scope: Scope, record: LogRecord, arrival: int) -> bytes:
     prefixed: list[str] = []
     inexact: list[KeyValue] = []
     for key, value in attributes.items():
-        place = _PLACES.get(key)
+        place = PLACES.get(key)
         if place is None:
             if not key.startswith("jarvis."):
                 context[key] = value
@@ -421,9 +449,9 @@ def log_line(scope: Scope, record: LogRecord, arrival: int) -> bytes:
             if bare and bare != qualified:
                 error["type"] = bare
                 inexact.append({"key": "exception.type", "value": {"stringValue": qualified}})
-            line["error"] = {key: error[key] for key in _ERROR_KEYS if key in error}
+            line["error"] = {key: error[key] for key in ERROR_KEYS if key in error}
         uid = sections.get("_meta", {}).get("uid")
-        if uid and uid.startswith(_COMPUTED):
+        if uid and uid.startswith(COMPUTED_UID):
             inexact.append({"key": "log.record.uid", "value": {"stringValue": uid}})
     if event:
         line["event"] = event
@@ -431,7 +459,7 @@ def log_line(scope: Scope, record: LogRecord, arrival: int) -> bytes:
     if scope.name:
         line["logger"] = scope.name
     if source := sections.get("source"):
-        line["source"] = {key: source[key] for key in _SOURCE_KEYS if key in source}
+        line["source"] = {key: source[key] for key in SOURCE_KEYS if key in source}
 
     if exact or inexact:
         otlp["attributes"] = merged(exact, inexact)
@@ -446,7 +474,7 @@ def log_line(scope: Scope, record: LogRecord, arrival: int) -> bytes:
         # a resent record must get the same uid, so the time of its arrival has no part in it
         content = said if time_ or observed else said[_TIMESTAMP_END:]
         # no cryptographic hash: who wants two records to share a uid can simply send it
-        uid = _COMPUTED + mmh3.hash_bytes(b"".join((resource.head, tail, extra, content))).hex()
+        uid = COMPUTED_UID + mmh3.hash_bytes(b"".join((resource.head, tail, extra, content))).hex()
     return b"".join((said[:-1], resource.head, orjson.dumps(uid), extra, tail))
 
 
@@ -484,7 +512,7 @@ def _otlp_parts(line: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     record = {
         "timeUnixNano": str(time_) if time_ else None,
         "observedTimeUnixNano": otlp.get("observedTimeUnixNano"),
-        "severityNumber": otlp.get("severityNumber", _SEVERITY[line["level"]]),
+        "severityNumber": otlp.get("severityNumber", SEVERITY[line["level"]]),
         "severityText": otlp.get("severityText", line["level"]),
         "body": otlp.get("body") or ({"stringValue": line["message"]} if "message" in line else None),
         "attributes": attributes,
@@ -513,7 +541,7 @@ def _otlp_parts(line: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
 
 def _record_attributes(line: Mapping[str, Any], meta: Mapping[str, Any], otlp: Mapping[str, Any]) -> list[KeyValue]:
     attributes: dict[str, Any] = {}
-    for attribute, (section, name, _) in _PLACES.items():
+    for attribute, (section, name, _) in PLACES.items():
         value = (line.get(section, {}) if section else line).get(name)
         if value not in (None, []):
             attributes[attribute] = value
@@ -521,7 +549,7 @@ def _record_attributes(line: Mapping[str, Any], meta: Mapping[str, Any], otlp: M
         attributes.pop("jarvis.service", None)
     if line.get("correlation_id") == line.get("trace_id"):
         attributes.pop("jarvis.correlation_id", None)
-    if meta.get("uid", "").startswith(_COMPUTED):
+    if meta.get("uid", "").startswith(COMPUTED_UID):
         del attributes["log.record.uid"]
     attributes.update({FLAG_PREFIX + key: value for key, value in line.get("flags", {}).items()})
     prefixed = otlp.get("context", ())

@@ -1,14 +1,16 @@
-"""What `jarvis collector` spends on a record, and how many requests a second it makes durable."""
+"""What `jarvis collector` spends on a record beside the real Collector, and how fast it answers small requests."""
 
 from __future__ import annotations
 
 import asyncio
 import http.client
 import os
+import statistics
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -16,55 +18,130 @@ import orjson
 from google.protobuf.json_format import ParseDict  # type: ignore[import-untyped]
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
-from benchmarks.harness import MICRO, Row, Side, compare, cpu_of_process, main, per_call, started
+from benchmarks.harness import MICRO, OwnProcess, Row, Side, compare, cpu_of_process, main, started
+from tests.ports import free_port
 
 RECORDS = 1_000
+BODIES = 40
 CONNECTIONS = 64
 RECORDS_SMALL = 10
 JSON, PROTOBUF = "application/json", "application/x-protobuf"
-TRACE_ID, SPAN_ID = "5b8efff798038103d269b633813fc60c", "eee19b7ec3c1b174"
+_REAL = """
+receivers: {{otlp: {{protocols: {{http: {{endpoint: "127.0.0.1:{port}"}}}}}}}}
+exporters: {{file: {{path: "{path}", append: true, flush_interval: 100ms}}}}
+service:
+  pipelines: {{logs: {{receivers: [otlp], exporters: [file]}}}}
+  telemetry: {{metrics: {{level: none}}, logs: {{level: warn}}}}
+"""
 
 
 def measure(quick: bool) -> list[Row]:
-    rounds, requests, seconds = (5, 5, 0.5) if quick else (20, 10, 1.0)
+    rounds, requests, seconds, growth = (5, 10, 1.0, 200) if quick else (20, 40, 3.0, 5_000)
     home = Path(os.environ["JARVIS_HOME"])
-    with _collector(home) as (process, port):
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        body, small = _body(RECORDS), _body(RECORDS_SMALL)
-        parsed = per_call("loads(body)", {"loads": orjson.loads, "body": body}, requests)
-        rows = []
-        for encoding, content_type, sent in (("JSON", JSON, body), ("protobuf", PROTOBUF, _protobuf(body))):
+    jsons = [_body(RECORDS, number) for number in range(BODIES)]
+    rows = []
+    with _collector(home) as (ours, port), _real_collector(home) as (real, real_port):
+        for encoding, content_type, bodies in (("JSON", JSON, jsons), ("protobuf", PROTOBUF, [*map(_protobuf, jsons)])):
             rows.append(
                 compare(
                     f"jarvis collector, a record of 1,000 in {encoding}",
-                    _requests(process.pid, connection, sent, content_type, requests),
-                    lambda: parsed() / RECORDS,
+                    _requests(ours, port, bodies, content_type, requests),
+                    _requests(real, real_port, bodies, content_type, requests),
                     rounds=rounds,
-                    peer_name="orjson.loads of the same as JSON (a yardstick)",
-                    how=f"CPU of the process per record, in the day file and synced; {len(body) // RECORDS} bytes a "
-                    "record as JSON, 7 attributes, 3 of them unique",
+                    peer_name="the real Collector, otlp to file",
+                    how=f"CPU of the process per record; ours is in the day file and synced when it is answered, the "
+                    f"peer's is not; {len(bodies[0]) // RECORDS} bytes a record, 7 attributes, of which 3 and the ids "
+                    f"and times differ in each; {BODIES} bodies in turns",
+                    target=0.9,
                 )
             )
-        connection.close()
+        peaks = [_peak(process) for process in (ours, real)]
         rows.append(
-            compare(
-                "jarvis collector, durable requests of 10 records",
-                lambda: asyncio.run(_load(port, small, seconds)),
-                _synced_writes(home / "yardstick", small, seconds),
-                rounds=max(3, rounds // 4),
-                unit="requests/s",
-                peer_name="write + fdatasync of the same body, one after the other (a yardstick)",
-                how=f"more is better; wall time, {CONNECTIONS} connections, each waits for its answer; collector and "
-                "load share the machine",
+            Row(
+                "jarvis collector, memory after that",
+                *peaks,
+                "MB",
+                "the real Collector",
+                peaks[0] / peaks[1],
+                *[peaks[0] / peaks[1]] * 2,
+                None,
+                "greatest resident set (VmHWM)",
+                limit=150,
+            )
+        )
+    rows += _small(home / "small", rounds, seconds)
+    rows.append(_growth(home / "growth", growth, jsons))
+    return rows
+
+
+def _small(home: Path, rounds: int, seconds: float) -> list[Row]:
+    """Many clients with few records each: how long one waits, and how many are served."""
+    small = [_body(RECORDS_SMALL, number) for number in range(1_000)]
+    home.mkdir()
+    with (
+        _collector(home) as (_, port),
+        _bare_server() as bare_port,
+        OwnProcess(_load, port, small, seconds) as ours,
+        OwnProcess(_load, bare_port, small, seconds) as bare,
+    ):
+        pairs = [(ours(), bare()) for _ in range(max(5, rounds // 4) + 1)][1:]
+    how = (
+        f"{CONNECTIONS} connections, each sends its next request of {RECORDS_SMALL} records in JSON when the last one "
+        f"is answered; ours are synced; server and load share the machine; {len(pairs)} rounds of {seconds:g} s"
+    )
+    peer = "a bare asyncio server that answers and does nothing"
+    rows = []
+    # the issue wants 3,000 a second and 30 ms where the bare server does 5,388 and 17 ms
+    for what, unit, target, figures in (
+        ("time of one", "µs", 5_388 / 3_000, [(MICRO / one[0], MICRO / other[0]) for one, other in pairs]),
+        ("p99 of the wait", "ms", 30 / 17, [(one[1], other[1]) for one, other in pairs]),
+    ):
+        ratios = [one / other for one, other in figures]
+        mine, theirs = (statistics.median(each) for each in zip(*figures, strict=True))
+        said = f"{MICRO / mine:,.0f} against {MICRO / theirs:,.0f} requests a second; {how}" if unit == "µs" else how
+        rows.append(
+            Row(
+                f"jarvis collector, small requests, {what}",
+                mine,
+                theirs,
+                unit,
+                peer,
+                statistics.median(ratios),
+                min(ratios),
+                max(ratios),
+                target,
+                said,
             )
         )
     return rows
 
 
+def _growth(home: Path, requests: int, bodies: list[bytes]) -> Row:
+    """Whether a record costs the same at the end of a day with many as at its beginning."""
+    home.mkdir()
+    tenth = requests // 10
+    with _collector(home) as (ours, port):
+        side = _requests(ours, port, bodies, JSON, tenth)
+        side()
+        costs = [side() for _ in range(9)]
+    return Row(
+        f"jarvis collector, the end of a day of {requests * RECORDS:,} records",
+        statistics.median(costs[-3:]),
+        statistics.median(costs[:3]),
+        "µs",
+        "its beginning",
+        statistics.median(costs[-3:]) / statistics.median(costs[:3]),
+        min(costs) / statistics.median(costs[:3]),
+        max(costs) / statistics.median(costs[:3]),
+        1.1,
+        "CPU of the process per record, in JSON; medians of the last and the first three tenths",
+    )
+
+
 @contextmanager
 def _collector(home: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     port_file = home / "port"
-    arguments = ("--dir", str(home / "logs"), "--port", "0", "--port-file", str(port_file))
+    arguments = ("--dir", str(home / "logs"), "--port", "0", "--port-file", str(port_file), "--grpc-port", "off")
     with started("-m", "jarvis_otel.cli.main", "collector", *arguments) as process:
         while not port_file.exists():
             assert process.poll() is None, "the collector did not start"
@@ -72,87 +149,154 @@ def _collector(home: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
         yield process, int(port_file.read_text())
 
 
-def _requests(pid: int, connection: http.client.HTTPConnection, body: bytes, content_type: str, requests: int) -> Side:
-    """Microseconds of the collector's CPU per record, for requests one after the other."""
+@contextmanager
+def _real_collector(home: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    tool = subprocess.run(
+        [Path(__file__).parent.parent / "scripts" / "build-real", "otelcol"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    port = free_port()
+    config = home / "real.yaml"
+    config.write_text(_REAL.format(port=port, path=home / "real.jsonl"))
+    process = subprocess.Popen([tool, "--config", config], text=True)
+    try:
+        while not _listens(port):
+            assert process.poll() is None, "the real Collector did not start"
+            time.sleep(0.05)
+        yield process, port
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextmanager
+def _bare_server() -> Iterator[int]:
+    port = free_port()
+    with started("-c", _BARE, str(port)):
+        while not _listens(port):
+            time.sleep(0.05)
+        yield port
+
+
+_BARE = """
+import asyncio, sys
+
+class Server(asyncio.Protocol):
+    def connection_made(self, transport):
+        self.transport, self.held = transport, b""
+    def data_received(self, data):
+        self.held += data
+        head = self.held.find(b"\\r\\n\\r\\n")
+        size = self.held.find(b"Content-Length: ")
+        if head > 0 and len(self.held) >= head + 4 + int(self.held[size + 16 : self.held.find(b"\\r", size)]):
+            self.held = b""
+            self.transport.write(b"HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\n{}")
+
+async def serve():
+    server = await asyncio.get_running_loop().create_server(Server, "127.0.0.1", int(sys.argv[1]), backlog=1024)
+    await server.serve_forever()
+
+asyncio.run(serve())
+"""
+
+
+def _listens(port: int) -> bool:
+    try:
+        http.client.HTTPConnection("127.0.0.1", port, timeout=5).connect()
+    except OSError:
+        return False
+    return True
+
+
+def _requests(process: subprocess.Popen[str], port: int, bodies: list[bytes], content_type: str, requests: int) -> Side:
+    """Microseconds of the server's CPU per record, for requests one after the other."""
+    turns = cycle(bodies)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
 
     def side() -> float:
-        before = cpu_of_process(pid)
+        before = cpu_of_process(process.pid)
         for _ in range(requests):
-            connection.request("POST", "/v1/logs", body, {"Content-Type": content_type})
+            connection.request("POST", "/v1/logs", next(turns), {"Content-Type": content_type})
             response = connection.getresponse()
             answer = response.read()
             assert response.status == 200, answer
-        return (cpu_of_process(pid) - before) / (requests * RECORDS) * MICRO
+        return (cpu_of_process(process.pid) - before) / (requests * RECORDS) * MICRO
 
     return side
 
 
-def _synced_writes(path: Path, body: bytes, seconds: float) -> Side:
-    def side() -> float:
-        count, began = 0, time.perf_counter()
-        with path.open("wb", buffering=0) as file:
-            while time.perf_counter() - began < seconds:
-                file.write(body)
-                os.fdatasync(file.fileno())
-                count += 1
-        return count / (time.perf_counter() - began)
+def _peak(process: subprocess.Popen[str]) -> float:
+    status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1000 for line in status if line.startswith("VmHWM"))
 
-    return side
+
+def _load(port: int, bodies: list[bytes], seconds: float) -> Any:
+    """Requests answered in a second over all connections, and milliseconds that a hundredth of them waited longer."""
+    requests = [_HEAD % len(body) + body for body in bodies]
+    return lambda: asyncio.run(_loaded(port, requests, seconds))
+
+
+_HEAD = b"POST /v1/logs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+
+
+async def _loaded(port: int, requests: Sequence[bytes], seconds: float) -> tuple[float, float]:
+    loop = asyncio.get_running_loop()
+    turns = cycle(requests)
+    opening = [loop.create_connection(lambda: _Client(turns), "127.0.0.1", port) for _ in range(CONNECTIONS)]
+    began = time.perf_counter()
+    clients = [client for _, client in await asyncio.gather(*opening)]
+    await asyncio.sleep(seconds)
+    rate = sum(len(client.waits) for client in clients) / (time.perf_counter() - began)
+    for client in clients:
+        assert client.waits, "a connection was never answered"
+        client.close()
+    waits = sorted(wait for client in clients for wait in client.waits)
+    return rate, waits[int(len(waits) * 0.99)] * 1000
 
 
 class _Client(asyncio.Protocol):
-    """One connection that sends the same request again as soon as the last one is answered."""
+    """One connection that sends its next request as soon as the last one is answered."""
 
-    def __init__(self, request: bytes) -> None:
-        self.answered = 0
-        self._request = request
+    def __init__(self, requests: Iterator[bytes]) -> None:
+        self.waits: list[float] = []
+        self._requests = requests
         self._received = b""
+        self._sent = 0.0
         self._transport: Any = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
-        self._transport.write(self._request)
+        self._send()
 
     def data_received(self, data: bytes) -> None:
         self._received += data
         if self._received.endswith(b"\r\n\r\n{}"):
             assert self._received.startswith(b"HTTP/1.1 200 "), self._received
             self._received = b""
-            self.answered += 1
-            self._transport.write(self._request)
+            self.waits.append(time.perf_counter() - self._sent)
+            self._send()
 
     def close(self) -> None:
         self._transport.abort()
 
-
-async def _load(port: int, body: bytes, seconds: float) -> float:
-    """Requests answered in a second, over all connections."""
-    head = f"POST /v1/logs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {JSON}\r\nContent-Length: {len(body)}\r\n\r\n"
-    loop = asyncio.get_running_loop()
-    began = time.perf_counter()
-    opening = [
-        loop.create_connection(lambda: _Client(head.encode() + body), "127.0.0.1", port) for _ in range(CONNECTIONS)
-    ]
-    clients = [client for _, client in await asyncio.gather(*opening)]
-    await asyncio.sleep(seconds)
-    rate = sum(client.answered for client in clients) / (time.perf_counter() - began)
-    for client in clients:
-        assert client.answered, "a connection was never answered"
-        client.close()
-    return rate
+    def _send(self) -> None:
+        self._sent = time.perf_counter()
+        self._transport.write(next(self._requests))
 
 
-def _body(count: int) -> bytes:
-    """A request as an SDK sends it."""
+def _body(count: int, number: int) -> bytes:
+    """A request as an SDK sends it; another number, other records."""
     resource = {"service.name": "trading", "deployment.environment.name": "prod", "host.name": "jarvis-1"}
-    records = [_record(number) for number in range(count)]
+    records = [_record(number * count + place) for place in range(count)]
     scope_logs = [{"scope": {"name": "trading"}, "logRecords": records}]
     request = {"resourceLogs": [{"resource": {"attributes": _attributes(resource)}, "scopeLogs": scope_logs}]}
     return orjson.dumps(request)
 
 
 def _record(number: int) -> dict[str, Any]:
-    time_ns = str(1_785_000_000_000_000_000 + number * 1_000_000)
+    time_ns = 1_785_000_000_000_000_000 + number * 1_000_003
     attributes = {
         "symbol": "SOL",
         "amount": 100,
@@ -160,18 +304,19 @@ def _record(number: int) -> dict[str, Any]:
         "jarvis.flag.DEXTER_ENABLED": "on",
         "order_id": f"order-{number:06}",
         "price": 142.5 + number / 100,
-        "log.record.uid": f"9f86d081884c7d65-{number:x}",
+        "log.record.uid": f"9f86d081-{number:x}",
     }
     return {
-        "timeUnixNano": time_ns,
-        "observedTimeUnixNano": time_ns,
+        "timeUnixNano": str(time_ns),
+        "observedTimeUnixNano": str(time_ns + 20_000),
         "severityNumber": 9,
         "severityText": "INFO",
         "body": {"stringValue": "Trade executed"},
         "attributes": _attributes(attributes),
         "flags": 1,
-        "traceId": TRACE_ID,
-        "spanId": SPAN_ID,
+        # an operation has several records
+        "traceId": f"5b8efff798038103{number // 4 + 1:016x}",
+        "spanId": f"{number // 2 + 1:016x}",
     }
 
 
@@ -185,15 +330,12 @@ def _attributes(values: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _protobuf(body: bytes) -> bytes:
     """The same request in OTLP's other encoding, whose JSON has ids in hex and not in base64."""
-    request = ExportLogsServiceRequest()
     document = orjson.loads(body)
-    for resource_logs in document["resourceLogs"]:
-        for scope_logs in resource_logs["scopeLogs"]:
-            for record in scope_logs["logRecords"]:
-                del record["traceId"], record["spanId"]
-    ParseDict(document, request)
-    for record in request.resource_logs[0].scope_logs[0].log_records:
-        record.trace_id, record.span_id = bytes.fromhex(TRACE_ID), bytes.fromhex(SPAN_ID)
+    records = document["resourceLogs"][0]["scopeLogs"][0]["logRecords"]
+    ids = [(bytes.fromhex(record.pop("traceId")), bytes.fromhex(record.pop("spanId"))) for record in records]
+    request = ParseDict(document, ExportLogsServiceRequest())
+    for record, (trace_id, span_id) in zip(request.resource_logs[0].scope_logs[0].log_records, ids, strict=True):
+        record.trace_id, record.span_id = trace_id, span_id
     return bytes(request.SerializeToString())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+from jarvis_collector.config import LokiTarget, Retention
 from jarvis_flags.settings import FLAG_KEYS, FlagSettings, SettingsSource
+from jarvis_otel.collector_settings import COLLECTOR_KEYS, read_collector, size
 from jarvis_otel.otlp_settings import DEFAULT_ENDPOINT, OtlpTarget, read_target
 
 if TYPE_CHECKING:
@@ -23,41 +24,39 @@ LEVELS: Mapping[str, int] = MappingProxyType(
     {name: getattr(logging, name) for name in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")}
 )
 
-_KEYS = FLAG_KEYS | {
-    "log_dir",
-    "service_name",
-    "log_level",
-    "levels",
-    "console",
-    "service_flags",
-    "hmac_key",
-    "baggage_hosts",
-    "span_events",
-    "redact",
-    "redact_keys",
-    "redact_patterns",
-    "redact_allow",
-    "limits",
-    "spool_dir",
-    "spool_max_bytes",
-    "capture_warnings",
-    "capture_exceptions",
-    "collector_host",
-    "collector_port",
-    "loki_url",
-    "telegram_token",
-    "telegram_token_file",
-    "telegram_admins",
-    "telegram_api_url",
-    "flags_store",
-    "etcd_endpoints",
-}
+_KEYS = (
+    FLAG_KEYS
+    | COLLECTOR_KEYS
+    | {
+        "log_dir",
+        "service_name",
+        "log_level",
+        "levels",
+        "console",
+        "service_flags",
+        "hmac_key",
+        "baggage_hosts",
+        "span_events",
+        "redact",
+        "redact_keys",
+        "redact_patterns",
+        "redact_allow",
+        "limits",
+        "spool_dir",
+        "spool_max_bytes",
+        "capture_warnings",
+        "capture_exceptions",
+        "telegram_token",
+        "telegram_token_file",
+        "telegram_admins",
+        "telegram_api_url",
+        "flags_store",
+        "etcd_endpoints",
+    }
+)
 
 _MIB = 1024 * 1024
 _SPOOL_MIN, _SPOOL_MAX = 4 * _MIB, 64 * 1024 * _MIB
-_UNITS = MappingProxyType(
-    {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30},
-)
 
 _TO_LOGS, _TO_TRACES, _TO_METRICS = (
     OtlpTarget(f"{DEFAULT_ENDPOINT}/v1/{signal}") for signal in ("logs", "traces", "metrics")
@@ -108,6 +107,16 @@ class Settings:
         capture_exceptions: Whether uncaught exceptions are logged.
         collector_host: Address that `jarvis collector` binds.
         collector_port: TCP port of OTLP/HTTP; 0 takes a free one.
+        collector_grpc_port: TCP port of OTLP/gRPC; None is without.
+        collector_grpc_named: Whether somebody named that port, and so counts on it.
+        collector_tokens: SHA-256 digests of the bearer tokens of which a request must show one.
+        collector_insecure_no_auth: Whether others may send to it without a token.
+        collector_hosts: Names by which it may be asked beside those of this machine.
+        collector_tls_cert: File of its certificate chain (PEM); None is without TLS.
+        collector_tls_key: File of the key to it.
+        collector_components: Whether it writes each service's records once more to a file of its own.
+        retention: How long day files are kept.
+        loki: Where records are forwarded to, if anywhere.
         notes: One line for each setting that works otherwise than it says; nothing is wrong with it.
         problems: One line for each setting that could not be used; its default stands in for it.
     """
@@ -149,6 +158,16 @@ class Settings:
     capture_exceptions: bool = True
     collector_host: str = "127.0.0.1"
     collector_port: int = 4318
+    collector_grpc_port: int | None = 4317
+    collector_grpc_named: bool = False
+    collector_tokens: frozenset[str] = field(default=frozenset(), repr=False)
+    collector_insecure_no_auth: bool = False
+    collector_hosts: frozenset[str] = frozenset()
+    collector_tls_cert: Path | None = None
+    collector_tls_key: Path | None = None
+    collector_components: bool = False
+    retention: Retention = field(default_factory=Retention)
+    loki: LokiTarget | None = None
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     file: Path | None = None
@@ -223,11 +242,10 @@ class Settings:
             "redact_allow": frozenset(source.names("redact_allow")),
             "limits": _limits(source),
             "spool_dir": source.path("spool_dir", str(flags.state_dir / "spool")),
-            "spool_max_bytes": _bytes(source, "spool_max_bytes", cls.spool_max_bytes, _SPOOL_MIN, _SPOOL_MAX),
+            "spool_max_bytes": size(source, "spool_max_bytes", cls.spool_max_bytes, _SPOOL_MIN, _SPOOL_MAX),
             "capture_warnings": source.flag("capture_warnings", default=True),
             "capture_exceptions": source.flag("capture_exceptions", default=True),
-            "collector_host": source.text("collector_host") or cls.collector_host,
-            "collector_port": int(source.number("collector_port", cls.collector_port, 0, 65535)),
+            **read_collector(source, flags.state_dir),
         }
         if flags.environment and flags.resource_environment not in (None, flags.environment):
             notes.append(
@@ -316,20 +334,6 @@ def _limits(source: SettingsSource) -> Mapping[str, Limit]:
         except ValueError as error:
             source.problems.append(str(error))
     return MappingProxyType(limits)
-
-
-def _bytes(source: SettingsSource, key: str, default: int, low: int, high: int) -> int:
-    """A number of bytes, or text such as 256MB."""
-    found = source.raw(key)
-    if found is None:
-        return default
-    value, place = found
-    match = re.fullmatch(r"([0-9]{1,15}) ?([a-z]*)", str(value).strip().lower())
-    size = int(match[1]) * _UNITS.get(match[2].removesuffix("b"), 0) if match is not None else 0
-    if low <= size <= high:
-        return size
-    source.problems.append(f"{place}: got {value!r}, want bytes from {low // _MIB}MiB to {high // _MIB // 1024}GiB")
-    return default
 
 
 def _exporters(source: SettingsSource, variable: str, default: tuple[str, ...]) -> tuple[str, ...]:

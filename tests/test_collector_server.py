@@ -1,9 +1,11 @@
 """The collector as clients meet it: a real process, real sockets, and what is in its files afterwards."""
 
+import contextlib
 import gzip
 import http.client
 import json
-import os
+import re
+import resource
 import signal
 import socket
 import subprocess
@@ -11,10 +13,12 @@ import sys
 import threading
 import time
 import zlib
-from pathlib import Path
 
 import pytest
+from backports import zstd
 from google.rpc.status_pb2 import Status
+from hypothesis import given
+from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.http import Compression
 from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
@@ -28,81 +32,23 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-SERVE = """
-import json, sys
-from pathlib import Path
-from jarvis_collector.config import CollectorConfig
-from jarvis_collector.server import run
-run(CollectorConfig(Path(sys.argv[1]), port=0, **json.loads(sys.argv[2])), ready=lambda port: print(port, flush=True))
-"""
-JSON, PROTOBUF = "application/json", "application/x-protobuf"
+from jarvis_collector.inflate import TooLargeError, inflate
+from jarvis_collector.otlp import BadRequestError
+from tests.collectors import (
+    COMMAND,
+    JSON,
+    PROTOBUF,
+    command,
+    commanded,
+    logs,
+    one_line,
+    peak_memory,
+    read_all,
+    starting,
+)
 
-
-class Process:
-    """A collector in a process of its own."""
-
-    def __init__(self, log_dir, **limits):
-        self.log_dir = log_dir
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", SERVE, str(log_dir), json.dumps(limits)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.port = int(self.process.stdout.readline() or 0)
-
-    def request(self, method="POST", path="/v1/logs", body=b"", content_type=JSON, **headers):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-        try:
-            named = {"Content-Type": content_type, **{key.replace("_", "-"): value for key, value in headers.items()}}
-            connection.request(method, path, body, named)
-            response = connection.getresponse()
-            response.content = response.read()
-            return response
-        finally:
-            connection.close()
-
-    def socket(self, sent=b""):
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=20)
-        connection.sendall(sent)
-        return connection
-
-    def stop(self, number=signal.SIGTERM):
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        _, errors = self.process.communicate(timeout=30)
-        return self.process.returncode, errors
-
-    def lines(self, stream="jarvis"):
-        # two files where midnight comes while the test runs
-        paths = sorted(self.log_dir.glob(f"{stream}-*.jsonl"))
-        return [json.loads(line) for path in paths for line in path.read_bytes().split(b"\n")[:-1]]
-
-
-@pytest.fixture
-def start(tmp_path):
-    started = []
-
-    def start_one(log_dir=tmp_path / "logs", **limits):
-        process = Process(log_dir, **limits)
-        started.append(process)
-        return process
-
-    yield start_one
-    for process in started:
-        process.stop(signal.SIGKILL)
-
-
-def logs(*messages):
-    records = [{"body": {"stringValue": message}} for message in messages]
-    return json.dumps({"resourceLogs": [{"scopeLogs": [{"logRecords": records}]}]}).encode()
-
-
-def read_all(connection):
-    received = b""
-    while part := connection.recv(65536):
-        received += part
-    return received
+start = pytest.fixture(starting)
+FILES = resource.getrlimit(resource.RLIMIT_NOFILE)
 
 
 def test_the_sdks_exporters_deliver_logs_spans_and_metrics(start):
@@ -164,8 +110,56 @@ def test_a_refused_protobuf_record_is_told_in_partial_success(start):
     assert (response.status, answer.partial_success.rejected_log_records) == (200, 1)
 
 
-BOMB = zlib.compressobj(9, zlib.DEFLATED, 31)
-BOMB = BOMB.compress(bytes(80 << 20)) + BOMB.flush()
+@pytest.mark.parametrize(
+    ("encoding", "compress"),
+    [("gzip", gzip.compress), ("x-gzip", gzip.compress), ("deflate", zlib.compress), ("ZSTD", zstd.compress)],
+)
+@pytest.mark.parametrize("content_type", [JSON, PROTOBUF])
+def test_each_content_encoding_is_read_in_both_encodings_of_otlp(start, encoding, compress, content_type):
+    body = logs("hello")
+    if content_type == PROTOBUF:
+        request = ExportLogsServiceRequest()
+        request.resource_logs.add().scope_logs.add().log_records.add().body.string_value = "hello"
+        body = request.SerializeToString()
+    collector = start()
+    # several members, one after the other
+    sent = compress(body[:9]) + compress(body[9:])
+    assert collector.request(body=sent, content_type=content_type, Content_Encoding=encoding).status == 200
+    assert [line["message"] for line in collector.lines()] == ["hello"]
+
+
+def test_what_content_encodings_are_taken_is_said(start):
+    answer = start().request(body=logs("x"), Content_Encoding="br").content
+    assert json.loads(answer)["message"] == "Content-Encoding: want one of gzip, deflate, zstd, or none"
+
+
+@given(st.binary(max_size=300_000), st.sampled_from(["gzip", "deflate", "zstd"]), st.integers(1, 3), st.data())
+def test_inflating_gives_what_was_compressed_and_never_more_than_its_limit(content, encoding, members, data):
+    compress = {"gzip": gzip.compress, "deflate": zlib.compress, "zstd": zstd.compress}[encoding]
+    sent, whole = compress(content) * members, content * members
+    assert inflate(sent, encoding, len(whole)) == whole
+    if whole:
+        with pytest.raises(TooLargeError):
+            inflate(sent, encoding, data.draw(st.integers(0, len(whole) - 1)))
+    with pytest.raises(BadRequestError):
+        inflate(sent[: data.draw(st.integers(len(sent) - len(sent) // members + 1, len(sent) - 1))], encoding, 1 << 20)
+
+
+@given(st.binary(max_size=200), st.sampled_from(["gzip", "deflate", "zstd"]))
+def test_what_is_not_compressed_at_all_is_a_bad_request(content, encoding):
+    with contextlib.suppress(BadRequestError, TooLargeError):
+        assert len(inflate(content, encoding, 1 << 16)) <= 1 << 16
+
+
+def test_a_body_of_a_million_empty_members_costs_no_more_than_a_thousand(start):
+    collector = start()
+    response = collector.request(body=gzip.compress(b"") * 700_000, Content_Encoding="gzip")
+    assert (response.status, json.loads(response.content)["message"]) == (400, "not gzip: over 1000 members")
+
+
+BOMBS = {"gzip": gzip.compress(bytes(80 << 20)), "deflate": zlib.compress(bytes(80 << 20), 9)}
+BOMBS["zstd"] = zstd.compress(bytes(80 << 20))
+BOMB = BOMBS["gzip"]
 
 
 @pytest.mark.parametrize(
@@ -204,19 +198,14 @@ def test_an_error_is_a_status_in_the_requests_own_encoding_and_the_next_request_
     assert [line["message"] for line in collector.lines()] == ["fresh"]
 
 
-def test_a_bomb_is_refused_without_being_inflated_whole(start):
+@pytest.mark.parametrize("encoding", BOMBS)
+def test_a_bomb_is_refused_without_being_inflated_whole(start, encoding):
     collector = start()
     collector.request(body=logs("x"))
     before = peak_memory(collector)
-    assert collector.request(body=BOMB, Content_Encoding="gzip").status == 413
+    for _ in range(3):
+        assert collector.request(body=BOMBS[encoding], Content_Encoding=encoding).status == 413
     assert peak_memory(collector) - before < 100 << 20
-
-
-def peak_memory(collector):
-    status = Path(f"/proc/{collector.process.pid}/status")
-    if not status.exists():
-        pytest.skip("needs /proc")
-    return next(int(line.split()[1]) << 10 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
 
 
 @pytest.mark.parametrize("host", ["localhost:80", "127.0.0.1", "127.8.8.8:1", "[::1]:4318"])
@@ -228,7 +217,8 @@ def test_health_and_metrics_tell_how_it_is(start):
     collector = start()
     collector.request(body=logs("a", "b"))
     collector.request(body=b"{")
-    assert json.loads(collector.request("GET", "/healthz").content) == {"status": "ok"}
+    health = json.loads(collector.request("GET", "/healthz").content)
+    assert (health["status"], health["records_written"]) == ("ok", 2)
     metrics = collector.request("GET", "/metrics").content.decode().splitlines()
     assert 'jarvis_collector_records_written_total{signal="logs"} 2' in metrics
     assert 'jarvis_collector_requests_total{code="400"} 1' in metrics
@@ -247,6 +237,61 @@ def test_health_and_metrics_tell_how_it_is(start):
 def test_what_is_not_http_is_answered_400_or_404_and_closed(start, sent):
     with start().socket(sent) as connection:
         assert read_all(connection)[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 404")
+
+
+HEAD = b"POST /v1/logs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+CHUNKS = b"2\r\n{}\r\n0\r\n\r\n"
+
+
+AMBIGUOUS = [
+    b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n" + CHUNKS,
+    b"Transfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n" + CHUNKS,
+    b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+    b"Content-Length: 2, 2\r\n\r\n{}",
+    b"Content-Length: +2\r\n\r\n{}",
+    b"Content-Length: 0x2\r\n\r\n{}",
+    b"Content-Length: 99999999999999999999999\r\n\r\n{}",
+    b"Transfer-Encoding: chunked, identity\r\n\r\n" + CHUNKS,
+    b"Transfer-Encoding: gzip, chunked\r\n\r\n" + CHUNKS,
+    b"Transfer-Encoding: xchunked\r\n\r\n" + CHUNKS,
+    b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n" + CHUNKS,
+    b"Transfer-Encoding : chunked\r\n\r\n" + CHUNKS,
+    b"Transfer-Encoding: chunked\r\n\r\n-2\r\n{}\r\n0\r\n\r\n",
+    b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}xx0\r\n\r\n",
+    b"X: a\r\n folded: b\r\nContent-Length: 2\r\n\r\n{}",
+    b"X: a\x00b\r\nContent-Length: 2\r\n\r\n{}",
+]
+
+
+def test_a_request_whose_length_could_be_read_in_two_ways_is_refused_and_its_connection_closed(start):
+    collector = start()
+    answers = {}
+    for sent in AMBIGUOUS:
+        with collector.socket(HEAD + sent + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n") as connection:
+            answers[sent] = re.findall(rb"HTTP/1.1 (\d+)", read_all(connection))
+    assert {sent: codes for sent, codes in answers.items() if codes not in ([b"400"], [b"501"], [b"413"])} == {}
+
+
+def test_a_request_without_a_length_has_no_body(start):
+    with start().socket(HEAD + b"Connection: close\r\n\r\n") as connection:
+        assert read_all(connection).startswith(b"HTTP/1.1 400")
+
+
+def test_a_body_that_ends_before_its_length_is_not_taken(start):
+    collector = start()
+    with collector.socket(HEAD + b"Content-Length: 1000\r\n\r\n" + logs("half")) as connection:
+        connection.shutdown(socket.SHUT_WR)
+        assert read_all(connection) == b""
+    assert collector.request(body=logs("whole")).status == 200
+    assert [line["message"] for line in collector.lines()] == ["whole"]
+
+
+def test_what_is_sent_beyond_its_length_is_another_request(start):
+    collector = start()
+    body = logs("one")
+    with collector.socket(HEAD + b"Content-Length: %d\r\n\r\n%sxyz" % (len(body), body)) as connection:
+        assert re.findall(rb"HTTP/1.1 (\d+)", read_all(connection)) == [b"200", b"400"]
+    assert [line["message"] for line in collector.lines()] == ["one"]
 
 
 def test_headers_without_end_are_refused(start):
@@ -308,6 +353,18 @@ def test_idle_connections_make_room_for_new_ones(start):
         connection.close()
 
 
+def test_a_thousand_idle_connections_keep_nobody_from_being_served(start):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, FILES[1]), FILES[1]))
+    collector = start(grpc_port=0)
+    idle = [collector.socket(b"POST /v1/logs" * (number % 2)) for number in range(1000)]
+    try:
+        assert [collector.request(body=logs("x")).status for _ in range(5)] == [200] * 5
+        assert collector.metrics()["jarvis_collector_connections"] <= 512
+    finally:
+        for connection in idle:
+            connection.close()
+
+
 def test_more_than_may_wait_is_answered_503_with_retry_after(start):
     collector = start(max_pending=1000)
     response = collector.request(body=logs("x" * 5000))
@@ -342,11 +399,11 @@ def test_a_signal_ends_it_after_the_request_in_flight(start, number):
             time.sleep(0.01)
         connection.sendall(body[10:])
         assert read_all(connection).startswith(b"HTTP/1.1 200")
-    code, errors = collector.stop()
-    assert code == 0
-    assert (
-        errors == f"jarvis collector: listening on http://127.0.0.1:{collector.port}, writing to {collector.log_dir}/\n"
-    )
+    assert collector.stop() == 0
+    assert [line["message"] for line in collector.said()] == [
+        f"listening on http://127.0.0.1:{collector.port}, writing to {collector.log_dir}/",
+        "stopped: 1 records written, 0 refused, 0 could not be written",
+    ]
     assert [line["message"] for line in collector.lines()] == ["in flight"]
 
 
@@ -397,32 +454,6 @@ def send_until_it_dies(collector, name, sent, acknowledged):
 
 
 # --- the command
-
-COMMAND = """
-import argparse, sys
-from jarvis_otel.cli.collector import add_parser
-parser = argparse.ArgumentParser("jarvis")
-add_parser(parser.add_subparsers())
-args = parser.parse_args(sys.argv[1:])
-sys.exit(args.func(args))
-"""
-
-
-def command(*args, **environ):
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", COMMAND, "collector", *map(str, args)],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-        env={**os.environ, **environ},
-    )
-
-
-def one_line(done):
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.count("\n") == 1
-    return done.stderr
 
 
 def test_a_second_collector_in_a_directory_is_refused_in_one_line(start):
@@ -477,6 +508,8 @@ def test_the_port_file_has_the_true_port_and_modes_keep_others_out(tmp_path):
             tmp_path / "logs",
             "--port",
             "0",
+            "--grpc-port",
+            "off",
             "--port-file",
             port_file,
         ],
@@ -487,15 +520,24 @@ def test_the_port_file_has_the_true_port_and_modes_keep_others_out(tmp_path):
         said = process.stderr.readline()
         while not port_file.exists():
             time.sleep(0.01)
-        assert (
-            said
-            == f"jarvis collector: listening on http://127.0.0.1:{int(port_file.read_text())}, writing to {tmp_path}/logs/\n"
-        )
+        assert json.loads(said)["context"]["port"] == int(port_file.read_text())
         assert (tmp_path / "logs").stat().st_mode & 0o027 == 0
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
     assert process.returncode == 0
+
+
+def test_files_and_directories_are_closed_to_others_whatever_the_umask_permits(start, own_project):
+    config = {"JARVIS_COLLECTOR_COMPONENTS": "true"}
+    collector = start(own_project / "deep" / "logs", by=commanded, **config)
+    collector.request(body=logs("x"))
+    collector.request("POST", "/v1/traces", json.dumps({"resourceSpans": []}).encode())
+    collector.stop()
+    made = [own_project / "deep", *(own_project / "deep").rglob("*"), *(own_project / "var").rglob("*")]
+    modes = {path: path.stat().st_mode & 0o777 for path in made}
+    assert any(path.name.startswith("jarvis-") for path in modes)
+    assert {path: oct(mode) for path, mode in modes.items() if mode & 0o027} == {}
 
 
 def test_help_has_an_example():

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from jarvis_otel.query.blocks import read_blocks
 from jarvis_otel.query.errors import QueryError
-from jarvis_otel.query.files import read_blocks
 from jarvis_otel.query.log_query import Criteria, LogQuery
+from tests.naive_query import LEVELS, is_wanted, texts_in
 
 START = datetime(2026, 1, 18, 14, 0, tzinfo=UTC)
-LEVELS = ["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 # Texts that JSON escapes, that change their length in lower case, or that look like parts of a line.
 TEXTS = [
@@ -75,49 +75,6 @@ def lines(draw):
     return plain.replace('"MARK"', f'"{escaped}"', 1).replace("/", "\\/").encode()
 
 
-def _texts(item):
-    if isinstance(item, dict):
-        return [found for inner in item.values() for found in _texts(inner)]
-    if isinstance(item, list):
-        return [found for inner in item for found in _texts(inner)]
-    return [str(item)] if isinstance(item, str) or type(item) is int else []
-
-
-def reference(line, asked):
-    """What the options mean, said as plainly as can be."""
-    record = orjson.loads(line)
-    states = dict.fromkeys(record["active_flags"], "on") | record.get("flags", {})
-    for name, wanted in asked.items():
-        if name == "level":
-            got = LEVELS.index(record["level"])
-            holds = got == LEVELS.index(wanted[1:]) if wanted[0] == "=" else got >= LEVELS.index(wanted)
-        elif name == "correlation_id":
-            holds = record.get("correlation_id") == wanted or record.get("trace_id") == wanted.lower()
-        elif name == "trace_id":
-            holds = record.get("trace_id") == wanted.strip().lower()
-        elif name == "flag":
-            flag, equals, variant = wanted.partition("=")
-            holds = states.get(flag) == variant if equals else flag in record["active_flags"]
-        elif name == "text":
-            error = record.get("error", {})
-            parts = [
-                record["message"],
-                error.get("message", ""),
-                error.get("stack_trace", ""),
-                *_texts(record["context"]),
-            ]
-            holds = any(wanted.lower() in part.lower() for part in parts)
-        elif name == "since":
-            holds = datetime.fromisoformat(record["timestamp"]) >= wanted
-        elif name == "until":
-            holds = datetime.fromisoformat(record["timestamp"]) <= wanted
-        else:
-            holds = record.get(name) == wanted
-        if not holds:
-            return False
-    return True
-
-
 def _parts(wanted):
     """A text, or some of it in the other case."""
     return st.just(wanted) | st.builds(
@@ -136,7 +93,7 @@ def cases(draw):
 
     flags = [flag for record in known for flag in [*record["active_flags"], *record.get("flags", {})]]
     flag = st.sampled_from([flag for flag in flags if flag and "=" not in flag] or ["A"])
-    searched = [found for record in known for found in [record["message"], *_texts(record["context"])]]
+    searched = [found for record in known for found in [record["message"], *texts_in(record["context"])]]
     possible = {
         "level": st.sampled_from(LEVELS + [f"={level}" for level in LEVELS]),
         "service": of("service"),
@@ -163,7 +120,7 @@ def test_a_search_finds_exactly_what_a_naive_reference_finds(case):
     first, second, asked = case
     with tempfile.TemporaryDirectory() as directory:
         write(directory, first, second)
-        expected = [orjson.loads(line) for line in first + second if reference(line, asked)]
+        expected = [orjson.loads(line) for line in first + second if is_wanted(orjson.loads(line), asked)]
         assert list(LogQuery(directory).iterate(**asked)) == expected
         by_time = sorted(expected, key=lambda record: record["timestamp"])
         assert LogQuery(directory).search(**asked) == by_time

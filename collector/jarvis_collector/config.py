@@ -68,6 +68,7 @@ class CollectorConfig:
         components: Whether each service's records are written once more to a file of its own.
         retention: How long files are kept; None leaves them alone.
         loki: Where records are forwarded to, if anywhere.
+        version: Of the build, for /healthz and /metrics.
         max_body: A request's body as it is sent.
         max_inflated: The same when it is inflated.
         max_pending: Bodies being received and lines waiting for the disk, all together; beyond it 503.
@@ -92,6 +93,7 @@ class CollectorConfig:
     components: bool = False
     retention: Retention | None = None
     loki: LokiTarget | None = None
+    version: str = "unknown"
     max_body: int = 16 * _MIB
     max_inflated: int = 64 * _MIB
     max_pending: int = 128 * _MIB

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import ssl
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,9 +15,11 @@ import httptools
 
 from jarvis_collector.config import CollectorConfig
 
-__all__ = ["Application", "HttpServer", "Request", "Response"]
+__all__ = ["Application", "HttpServer", "Load", "Request", "Response"]
 
 _HEADERS_MAX = 100
+_TLS_END = 1.0
+"""Seconds that a client has to say goodbye."""
 
 
 @dataclass(slots=True)
@@ -89,18 +92,42 @@ class Application(Protocol):
         ...
 
 
+class Load(Protocol):
+    """What is held in memory, by this server and others.
+
+    Attributes:
+        held: Bytes; the server counts those of bodies being received or answered.
+    """
+
+    held: int
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more may be held."""
+        ...
+
+
 class HttpServer:
     """Listens, keeps the bounds, and counts what is held in memory.
 
+    Args:
+        application: What it serves.
+        config: Where it listens, and the bounds.
+        load: Counts what is held.
+        tls: The server side of TLS; None is without.
+
     Attributes:
-        held: Bytes of bodies being received or answered; an application adds what it holds itself.
+        config: The bounds from now on.
         connections: Those that are open.
     """
 
-    def __init__(self, application: Application, config: CollectorConfig) -> None:
+    def __init__(
+        self, application: Application, config: CollectorConfig, load: Load, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.application = application
         self.config = config
-        self.held = 0
+        self.load = load
+        self._tls = tls
         self.connections: set[Connection] = set()
         self.draining = False
         self._server: asyncio.Server | None = None
@@ -118,7 +145,13 @@ class HttpServer:
         """
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: Connection(self, loop), self.config.host, self.config.port, backlog=1024
+            lambda: Connection(self, loop),
+            self.config.host,
+            self.config.port,
+            backlog=1024,
+            ssl=self._tls,
+            ssl_handshake_timeout=self.config.head_timeout if self._tls else None,
+            ssl_shutdown_timeout=_TLS_END if self._tls else None,
         )
         self._sweeper = asyncio.create_task(self._sweep(loop))
         port: int = self._server.sockets[0].getsockname()[1]
@@ -153,6 +186,8 @@ class HttpServer:
             idle = next((other for other in self.connections if other.idle), None)
             if idle is None:
                 return False
+            # at once, not when asyncio comes to tell of its end: a burst of new ones must not all take the same one's place
+            self.connections.discard(idle)
             idle.abort()
         self.connections.add(connection)
         return True
@@ -177,7 +212,6 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, server: HttpServer, loop: asyncio.AbstractEventLoop) -> None:
         self._server = server
-        self._config = server.config
         self._loop = loop
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
@@ -200,9 +234,11 @@ class Connection(asyncio.Protocol):
         """Called by asyncio when it is open."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._expect_within(self._config.head_timeout)
+        self._expect_within(self._server.config.head_timeout)
         if not self._server.admit(self):
-            self._reject(Request(), 503, f"{self._config.max_connections} connections are open, no more are taken")
+            self._reject(
+                Request(), 503, f"{self._server.config.max_connections} connections are open, no more are taken"
+            )
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Called by asyncio when it is closed."""
@@ -224,8 +260,8 @@ class Connection(asyncio.Protocol):
             return
         if self._in_head:
             self._head_size += len(data)
-            if self._head_size > self._config.max_head:
-                self._reject(self._request or Request(), 431, f"over {self._config.max_head} bytes of headers")
+            if self._head_size > self._server.config.max_head:
+                self._reject(self._request or Request(), 431, f"over {self._server.config.max_head} bytes of headers")
         if self._current is not None and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
@@ -244,7 +280,7 @@ class Connection(asyncio.Protocol):
         self._request = Request()
         self._in_head = True
         self._head_size = self._headers = 0
-        self._expect_within(self._config.head_timeout)
+        self._expect_within(self._server.config.head_timeout)
 
     def on_url(self, url: bytes) -> None:
         """A piece of its URL."""
@@ -263,18 +299,22 @@ class Connection(asyncio.Protocol):
         assert request
         assert self._transport
         self._in_head = False
-        self._expect_within(self._config.body_timeout)
+        self._expect_within(self._server.config.body_timeout)
         request.method = self._parser.get_method().decode("latin-1")
         request.keep_alive = self._parser.should_keep_alive()
         if self._headers > _HEADERS_MAX:
             self._refuse(request, 431, f"{self._headers} headers, at most {_HEADERS_MAX} are read")
             return
+        coding = request.headers.get("transfer-encoding", "chunked")
+        if coding.lower() != "chunked":
+            self._refuse(request, 501, f"Transfer-Encoding: got {coding!r}, want chunked or none")
+            return
         announced = request.headers.get("content-length", "0")
         refusal = self._server.application.admit(request)
         if refusal is not None:
             self._refuse_with(request, refusal)
-        elif int(announced) > self._config.max_body:
-            self._refuse(request, 413, f"a body of {announced} bytes, at most {self._config.max_body} are read")
+        elif int(announced) > self._server.config.max_body:
+            self._refuse(request, 413, f"a body of {announced} bytes, at most {self._server.config.max_body} are read")
         elif request.headers.get("expect", "").lower() == "100-continue" and self._current is None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -286,10 +326,10 @@ class Connection(asyncio.Protocol):
             return
         request.body += body
         request.size += len(body)
-        self._server.held += len(body)
-        if request.size > self._config.max_body:
-            self._refuse(request, 413, f"a body of over {self._config.max_body} bytes")
-        elif self._server.held > self._config.max_pending:
+        self._server.load.held += len(body)
+        if request.size > self._server.config.max_body:
+            self._refuse(request, 413, f"a body of over {self._server.config.max_body} bytes")
+        elif self._server.load.is_full:
             self._refuse(request, 503, "too much is waiting to be written")
 
     def on_message_complete(self) -> None:
@@ -317,12 +357,12 @@ class Connection(asyncio.Protocol):
                 self._server.application.handle(request, lambda response: self._respond(request, response))
             return
         if self._request is not None:
-            self._expect_within(self._config.body_timeout)
+            self._expect_within(self._server.config.body_timeout)
         elif self._closing or self._server.draining:
             self._close()
             return
         else:
-            self._expect_within(self._config.idle_timeout)
+            self._expect_within(self._server.config.idle_timeout)
         if self._paused:
             self._paused = False
             self._transport.resume_reading()
@@ -363,12 +403,21 @@ class Connection(asyncio.Protocol):
         """Answers what cannot be read as a request, and closes."""
         if self._transport is None:
             return
+        if self._current is not None and not self._closing:
+            # the answers to those before it come first
+            self._release(request)
+            request.refusal = self._server.application.refuse(request, status, message)
+            request.refusal.close = True
+            self._waiting.append(request)
+            self._request = None
+            self._closing = True
+            return
         if self._current is None and not self._closing:
             self._refuse(request, status, message)
         self._close()
 
     def _release(self, request: Request) -> None:
-        self._server.held -= request.size
+        self._server.load.held -= request.size
         request.size = 0
 
     # ending

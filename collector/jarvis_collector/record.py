@@ -37,7 +37,7 @@ __all__ = [
     "logs_request",
     "parse_timestamp",
     "timestamp_of",
-    "timestamps_of",
+    "timestamp_range",
 ]
 
 LINE_KEYS = (
@@ -79,8 +79,7 @@ LEVELS = ("INFO", *["DEBUG"] * 8, *["INFO"] * 4, *["WARNING"] * 4, *["ERROR"] * 
 SEVERITY = {"DEBUG": 5, "INFO": 9, "WARNING": 13, "ERROR": 17, "CRITICAL": 21}
 
 _LINE_START = b'{"timestamp":"'
-_STAMP_SIZE = len("2026-01-02T03:04:05.678901Z")
-_TIMESTAMP_END = len(_LINE_START) + _STAMP_SIZE
+_TIMESTAMP_END = len(_LINE_START) + len("2026-01-02T03:04:05.678901Z")
 
 _TEXT, _INTEGER, _NUMBER = (str,), (int,), (int, float)
 # attribute → section of the line, key in it, types that it takes; a plain dict, for it is asked for each attribute
@@ -136,21 +135,20 @@ def timestamp_of(line: bytes) -> bytes | None:
     return None
 
 
-def timestamps_of(block: bytes) -> list[bytes] | None:
-    """The timestamps of whole lines that lie one after the other, or None where one of them is not ours.
+def timestamp_range(block: bytes) -> tuple[bytes, bytes] | None:
+    """The earliest and the latest timestamp of whole lines, at least one, or None where one of them is not ours.
 
-    It is `timestamp_of` for many lines at once, which need not be cut out.
+    It is `timestamp_of` for many lines at once.
     """
-    stamps = []
-    starts_with, find = block.startswith, block.find
-    start, end = 0, len(block)
-    while start < end:
-        stamp = block[start + len(_LINE_START) : start + _TIMESTAMP_END]
-        if stamp[-1:] != b"Z" or len(stamp) != _STAMP_SIZE or not starts_with(_LINE_START, start):
-            return None
-        stamps.append(stamp)
-        start = find(b"\n", start) + 1 or end
-    return stamps
+    heads = [line[:_TIMESTAMP_END] for line in block.removesuffix(b"\n").split(b"\n")]
+    joined = b"".join(heads)
+    if len(joined) != len(heads) * _TIMESTAMP_END or joined[_TIMESTAMP_END - 1 :: _TIMESTAMP_END].strip(b"Z"):
+        return None
+    # what begins otherwise comes before all of ours or after them
+    first, last = min(heads), max(heads)
+    if not first.startswith(_LINE_START) or not last.startswith(_LINE_START):
+        return None
+    return first[len(_LINE_START) :], last[len(_LINE_START) :]
 
 
 @dataclass(slots=True)

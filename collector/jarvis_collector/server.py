@@ -1,289 +1,414 @@
-"""The embedded collector: OTLP/HTTP in, day files out, and an answer only when the records are on the disk."""
+"""The embedded collector as a process: OTLP in, day files out, and an answer only when the records are on the disk."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import gc
+import os
+import resource
 import signal
-import sys
+import ssl
 import time
-import zlib
-from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import suppress
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import orjson
-from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
+from jarvis_collector.access import Access, load_tls, tls_context
 from jarvis_collector.config import CollectorConfig, CollectorError, is_loopback
-from jarvis_collector.http import HttpServer, Request, Response
-from jarvis_collector.otlp import BadRequestError, Encoding, Lines, Signal, read
+from jarvis_collector.forward import Forwarder
+from jarvis_collector.http import HttpServer, Response
+from jarvis_collector.metrics import CONTENT_TYPE, Metric, render
+from jarvis_collector.otlp import Encoding, Signal
+from jarvis_collector.otlp_http import OtlpHttp
+from jarvis_collector.own_log import OwnLog
+from jarvis_collector.receiver import Receiver, reason, why_no_address
+from jarvis_collector.retention import Archivist
 from jarvis_collector.writer import Write, Writer, locked
+
+if TYPE_CHECKING:
+    from jarvis_collector.grpc_server import GrpcServer
 
 __all__ = ["run"]
 
-_SIGNALS = {f"/v1/{signal}": signal for signal in Signal}
-_ENCODINGS = {encoding.value: encoding for encoding in Encoding}
-_PAGES = ("/healthz", "/metrics")
-_STREAMS = {Signal.LOGS: "jarvis", Signal.TRACES: "traces", Signal.METRICS: "metrics"}
-_REJECTED: dict[Signal, tuple[Any, str, str]] = {
-    Signal.LOGS: (ExportLogsServiceResponse, "rejected_log_records", "rejectedLogRecords"),
-    Signal.TRACES: (ExportTraceServiceResponse, "rejected_spans", "rejectedSpans"),
-    Signal.METRICS: (ExportMetricsServiceResponse, "rejected_data_points", "rejectedDataPoints"),
-}
-_RPC_CODES = {400: 3, 403: 7, 404: 5, 405: 12, 408: 4, 413: 8, 415: 3, 431: 8, 500: 13, 503: 14}
-"""google.rpc.Code by HTTP status."""
-_RETRY_AFTER = 2
-_INFLATE_STEP = 1 << 16
+_FILES_MIN = 4096
+"""So many files may be open: each connection is one, and many systems begin with 1024."""
+
+_FIXED = ("log_dir", "host", "port", "grpc_port")
+"""What a running collector cannot change."""
 
 
-def run(config: CollectorConfig, *, ready: Callable[[int], None] | None = None) -> None:
+def run(
+    config: CollectorConfig,
+    *,
+    ready: Callable[[int], None] | None = None,
+    reload: Callable[[], CollectorConfig] | None = None,
+    log: OwnLog | None = None,
+) -> None:
     """Runs a collector until SIGTERM or SIGINT, then answers what it has accepted and returns.
+
+    The process is its own: these signals and SIGHUP stay with it, and whoever calls it ends when it returns.
 
     Args:
         config: Where it listens and writes.
-        ready: Called with the true port once it listens.
+        ready: Called with the true port of OTLP/HTTP once it listens.
+        reload: Reads the configuration again, at SIGHUP; what it says may change while the collector runs does so. It
+            raises CollectorError where there is something wrong with it, and then nothing changes.
+        log: Where the collector tells how it is.
 
     Raises:
         CollectorError: It cannot start.
     """
-    if not is_loopback(config.host):
-        raise CollectorError(
-            f"host: got {config.host!r}, want a loopback address such as 127.0.0.1: "
-            "a collector that others can reach would need to know them, which it does not yet"
-        )
+    Access(config)  # refuses an open door before anything is touched
+    # files and directories are no business of others, whatever else the process was started with
+    os.umask(os.umask(0o027) | 0o027)
     # a request's records are many objects that die together: looking for cycles among them finds nothing
     gc.set_threshold(100_000, 20, 20)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < _FILES_MIN:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(_FILES_MIN, hard), hard))
     with locked(config.log_dir):
-        asyncio.run(_serve(config, ready))
+        asyncio.run(_serve(config, ready, reload, log or OwnLog()))
 
 
-async def _serve(config: CollectorConfig, ready: Callable[[int], None] | None) -> None:
+async def _serve(
+    config: CollectorConfig,
+    ready: Callable[[int], None] | None,
+    reload: Callable[[], CollectorConfig] | None,
+    log: OwnLog,
+) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
+    collector = Collector(config, log, loop)
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    collector = Collector(config, loop)
-    collector.writer.start()
+        _on_signal(number, loop, stop.set)
+    reloads: set[asyncio.Task[None]] = set()
+
+    def hang_up() -> None:
+        if reload is not None and not reloads:
+            task = loop.create_task(collector.reload(reload))
+            reloads.add(task)
+            task.add_done_callback(reloads.discard)
+
+    _on_signal(signal.SIGHUP, loop, hang_up)
     try:
-        try:
-            port = await collector.http.start()
-        except OSError as error:
-            in_use = error.errno == errno.EADDRINUSE
-            reason = "it is in use; stop what runs there or choose another --port" if in_use else error.strerror
-            raise CollectorError(f"cannot listen on {config.host}:{config.port}: {reason}") from None
-        host = f"[{config.host}]" if ":" in config.host else config.host
-        print(
-            f"jarvis collector: listening on http://{host}:{port}, writing to {config.log_dir}/",
-            file=sys.stderr,
-            flush=True,
-        )
+        port = await collector.start()
         if ready is not None:
             ready(port)
+        watch = loop.create_task(collector.watch())
         await stop.wait()
-        await collector.http.drain()
+        watch.cancel()
+        for task in reloads:
+            await task
+        await collector.drain()
     finally:
-        await loop.run_in_executor(None, collector.writer.stop)
+        await collector.stop()
+
+
+def _on_signal(number: signal.Signals, loop: asyncio.AbstractEventLoop, do: Callable[[], None]) -> None:
+    # the loop's own handlers go when it is closed: a second SIGTERM would then kill a process that is about to end well
+    def handle(*_: object) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(do)
+
+    signal.signal(number, handle)
 
 
 class Collector:
-    """Answers OTLP requests: reads them, hands their lines to the writer, and answers when these are synced.
+    """What a collector is made of.
 
     Args:
-        config: Its bounds.
+        config: Where it listens and writes.
+        log: Where it tells how it is.
         loop: The event loop that it runs in.
     """
 
-    def __init__(self, config: CollectorConfig, loop: asyncio.AbstractEventLoop) -> None:
-        self.http = HttpServer(self, config)
-        self.writer = Writer(config.log_dir, lambda writes: loop.call_soon_threadsafe(self._settle, writes))
+    def __init__(self, config: CollectorConfig, log: OwnLog, loop: asyncio.AbstractEventLoop) -> None:
         self._config = config
-        self._requests: Counter[int] = Counter()
-        self._written: Counter[Signal] = Counter()
-        self._refused: Counter[Signal] = Counter()
+        self._log = log
+        self._loop = loop
+        self._started = time.time()
+        self._access = Access(config)
+        self._tls: ssl.SSLContext | None = tls_context(config)
+        self._writer = Writer(config.log_dir, lambda writes: loop.call_soon_threadsafe(self._settle, writes))
+        self._receiver = Receiver(config, self._writer)
+        pages = {"/healthz": self._health, "/metrics": self._metrics}
+        self._application = OtlpHttp(self._receiver, self._access, pages, frozenset({"/healthz"}))
+        self._http = HttpServer(self._application, config, self._receiver, self._tls)
+        self._grpc: GrpcServer | None = None
+        self._grpc_state = "off"
+        self._archivist: Archivist | None = None
+        self._forwarder: Forwarder | None = None
+        self._runs = False
+        self._was: str | None = None
 
-    def admit(self, request: Request) -> Response | None:
-        """Looks at a request's headers; an answer refuses it before its body is read."""
-        path, method = request.path, request.method
-        if not _is_local_name(request.headers.get("host", "")):
-            # a page in a browser can make its own name lead here; then that name is what the browser sends
-            return self.refuse(request, 403, "Host: want localhost or a loopback address")
-        if path in _PAGES:
-            return None if method in ("GET", "HEAD") else self._not_allowed(request, "GET")
-        if path not in _SIGNALS:
-            return self.refuse(request, 404, f"{path}: want one of {', '.join((*_SIGNALS, *_PAGES))}")
-        if method != "POST":
-            return self._not_allowed(request, "POST")
-        if _encoding(request) is None:
-            return self.refuse(request, 415, f"Content-Type: want {' or '.join(_ENCODINGS)}")
-        if request.headers.get("content-encoding", "identity").lower() not in ("gzip", "identity", ""):
-            return self.refuse(request, 415, "Content-Encoding: want gzip or none")
-        if self.http.held > self._config.max_pending:
-            return self.refuse(request, 503, "too much is waiting to be written")
-        return None
+    async def start(self) -> int:
+        """Begins to write, to listen, and to look after the files.
 
-    def handle(self, request: Request, respond: Callable[[Response], None]) -> None:
-        """Answers a whole request; one with records when they are synced."""
-        path = request.path
-        if path in _PAGES:
-            response = self._health() if path == "/healthz" else self._metrics()
-            if request.method == "HEAD":
-                response.body = b""
-            self._answer(respond, response)
-            return
-        signal_ = _SIGNALS[path]
+        Returns:
+            The port of OTLP/HTTP.
+
+        Raises:
+            CollectorError: It cannot.
+        """
+        config = self._config
+        self._writer.start()
         try:
-            body = self._inflated(request)
-            encoding = _encoding(request)
-            assert encoding
-            lines = read(signal_, encoding, body, time.time_ns())
-        except _TooLargeError as error:
-            respond(self.refuse(request, 413, str(error)))
-        except BadRequestError as error:
-            respond(self.refuse(request, 400, str(error)))
-        except Exception as error:  # a fault of ours in one request must not end the collector
-            respond(self.refuse(request, 500, f"{type(error).__name__}: {error}"))
-        else:
-            self._keep(signal_, request, lines, respond)
+            port = await self._http.start()
+        except OSError as error:
+            why = why_no_address(error, "--port")
+            raise CollectorError(f"cannot listen on {config.host}:{config.port}: {why}") from None
+        grpc_port = await self._start_grpc()
+        await self._loop.run_in_executor(None, self._look_after_files, None, config)
+        self._runs = True
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        where = f"http{'s' if self._tls else ''}://{host}:{port}"
+        grpc = f" and for gRPC on {host}:{grpc_port}" if grpc_port is not None else ""
+        self._log.info(
+            f"listening on {where}{grpc}, writing to {config.log_dir}/",
+            port=port,
+            grpc_port=grpc_port,
+            directory=str(config.log_dir),
+        )
+        if not is_loopback(config.host):
+            if not config.tokens:
+                self._log.warning(f"whoever reaches {config.host} may send records and read /metrics: insecure_no_auth")
+            elif self._tls is None:
+                self._log.warning("tokens and records cross the network unencrypted; set collector_tls_cert, _key")
+        return port
 
-    def refuse(self, request: Request, status: int, message: str) -> Response:
-        """An error as OTLP wants it: a Status in the request's own encoding."""
-        self._requests[status] += 1
-        code = _RPC_CODES[status]
-        headers = {"Retry-After": str(_RETRY_AFTER)} if status == 503 else {}
-        if _encoding(request) is Encoding.PROTOBUF:
-            body = Status(code=code, message=message).SerializeToString()
-            return Response(status, body, Encoding.PROTOBUF, headers)
-        # a message may quote what was sent
-        body = orjson.dumps({"code": code, "message": message.encode("utf-8", "replace").decode()})
-        return Response(status, body, Encoding.JSON, headers)
+    async def _start_grpc(self) -> int | None:
+        config = self._config
+        if config.grpc_port is None:
+            return None
+        # its C core tells stderr in a form of its own what is told here
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        try:
+            try:
+                from jarvis_collector.grpc_server import GrpcServer  # noqa: PLC0415
+            except ModuleNotFoundError as error:
+                if error.name != "grpc":
+                    raise
+                raise CollectorError("grpcio is missing: pip install 'jarvis-otel[collector]'") from None
+            server = GrpcServer(self._receiver, self._access, config)
+            port = await server.start()
+        except CollectorError as error:
+            if config.grpc_required:
+                raise
+            self._grpc_state = f"off: {error}"
+            self._log.warning(f"gRPC is off: {error}; --grpc-port off says that none is wanted")
+            return None
+        self._grpc = server
+        self._grpc_state = "on"
+        return port
 
-    def _keep(self, signal_: Signal, request: Request, lines: Lines, respond: Callable[[Response], None]) -> None:
-        if not lines.lines:
-            self._refused[signal_] += lines.refused
-            self._answer(respond, _accepted(signal_, request, lines))
+    def _look_after_files(self, old: CollectorConfig | None, new: CollectorConfig) -> None:
+        """Begins, changes and ends what forwards the files and what archives them.
+
+        Raises:
+            CollectorError: The forwarding cannot begin.
+        """
+        if old is None or new.loki != old.loki:
+            if self._forwarder is not None:
+                self._forwarder.stop()
+                self._forwarder = None
+            if new.loki is not None:
+                forwarder = Forwarder(new.loki, new.log_dir, self._log)
+                forwarder.start()
+                self._forwarder = forwarder
+        if new.retention is None:
             return
-        size = sum(map(len, lines.lines))
-        self.http.held += size
+        if self._archivist is None:
+            self._archivist = Archivist(new.log_dir, new.retention, self._log, is_forwarded=self._is_forwarded)
+            self._archivist.start()
+        elif self._archivist.retention != new.retention:
+            self._archivist.retention = new.retention
 
-        def settled(write: Write) -> None:
-            self.http.held -= size
-            if write.error is None:
-                self._written[signal_] += len(lines.lines)
-                self._refused[signal_] += lines.refused
-                self._answer(respond, _accepted(signal_, request, lines))
-            else:
-                respond(self.refuse(request, 503, f"cannot write: {_reason(write.error)}"))
-
-        self.writer.submit(Write(_STREAMS[signal_], lines.lines, settled))
+    def _is_forwarded(self, path: Path) -> bool:
+        if self._config.loki is None:
+            return True
+        return self._forwarder is not None and self._forwarder.is_forwarded(path)
 
     def _settle(self, writes: Sequence[Write]) -> None:
-        for write in writes:
-            write.settled(write)
+        self._receiver.settle(writes)
+        if self._forwarder is not None:
+            self._forwarder.wake()
 
-    def _answer(self, respond: Callable[[Response], None], response: Response) -> None:
-        self._requests[response.status] += 1
-        respond(response)
+    async def drain(self) -> None:
+        """Takes no more, and answers what was taken."""
+        await asyncio.gather(self._http.drain(), *([self._grpc.stop()] if self._grpc else []))
 
-    def _not_allowed(self, request: Request, allowed: str) -> Response:
-        response = self.refuse(request, 405, f"{request.method} {request.path}: want {allowed}")
-        response.headers["Allow"] = allowed
-        return response
+    async def stop(self) -> None:
+        """Ends the threads; what was handed to the writer is written first."""
+        await self._loop.run_in_executor(None, self._writer.stop)
+        for thread in (self._forwarder, self._archivist):
+            if thread is not None:
+                await self._loop.run_in_executor(None, thread.stop)
+        if not self._runs:
+            return
+        receiver = self._receiver
+        self._log.info(
+            f"stopped: {receiver.written.total()} records written, {receiver.refused.total()} refused, "
+            f"{receiver.failed.total()} could not be written",
+            written=dict(receiver.written),
+            refused=dict(receiver.refused),
+            failed=dict(receiver.failed),
+        )
 
-    def _inflated(self, request: Request) -> bytes:
-        if request.headers.get("content-encoding", "").lower() != "gzip":
-            return bytes(request.body)
-        return _inflate(bytes(request.body), self._config.max_inflated)
+    async def watch(self) -> None:
+        """Tells when something begins to be wrong, and when it is right again."""
+        while True:
+            await asyncio.sleep(1)
+            now = self._problem()
+            if now is not None and now != self._was:
+                self._log.error(f"degraded: {now}")
+            elif now is None and self._was is not None:
+                self._log.info("healed: all is well again")
+            self._was = now
 
-    def _health(self) -> Response:
-        problem = self.writer.problem
-        status = {"status": "ok"} if problem is None else {"status": "degraded", "reason": _reason(problem)}
+    async def reload(self, read: Callable[[], CollectorConfig]) -> None:
+        """Has hold what the settings say now, as far as it may change while the collector runs.
+
+        Args:
+            read: Reads the configuration; raises CollectorError where there is something wrong with it.
+        """
+        old = self._config
+        try:
+            wanted = await self._loop.run_in_executor(None, read)
+            later = [name for name in _FIXED if getattr(wanted, name) != getattr(old, name)]
+            if (wanted.tls_cert is None) != (self._tls is None):
+                later += ["tls_cert", "tls_key"]
+            new = replace(wanted, **{name: getattr(old, name) for name in later})
+            access = Access(new)
+            if self._tls is not None:
+                load_tls(self._tls, new)
+        except CollectorError as error:
+            self._log.error(f"settings not reloaded, the old ones hold: {error}")
+            return
+        news = [field.name for field in fields(new) if getattr(new, field.name) != getattr(old, field.name)]
+        try:
+            await self._loop.run_in_executor(None, self._look_after_files, old, new)
+        except CollectorError as error:
+            self._log.error(f"records are not forwarded: {error}")
+        self._config = self._receiver.config = self._http.config = new
+        self._application.access = self._access = access
+        if self._grpc is not None:
+            self._grpc.access = access
+        parts = [f"{', '.join(news)} changed" if news else "nothing changed"]
+        parts += [f"{', '.join(later)} will at the next start"] if later else []
+        self._log.info(f"settings reloaded: {'; '.join(parts)}", changed=news, at_next_start=later)
+
+    def _problem(self) -> str | None:
+        """What keeps the collector from doing all that it should."""
+        writer, archivist = self._writer.problem, self._archivist
+        problems = [
+            f"cannot write: {reason(writer)}" if writer is not None else None,
+            f"retention: {archivist.problem}" if archivist is not None and archivist.problem else None,
+            self._forward_problem(),
+        ]
+        return "; ".join(filter(None, problems)) or None
+
+    def _forward_problem(self) -> str | None:
+        if self._config.loki is None:
+            return None
+        if self._forwarder is None:
+            return "records are not forwarded"
+        return self._forwarder.status().problem
+
+    def _health(self, known: bool) -> Response:
+        problem = self._problem()
+        status: dict[str, object] = {"status": "ok" if problem is None else "degraded"}
+        if known:
+            if problem is not None:
+                status["reason"] = problem
+            status |= {
+                "grpc": self._grpc_state,
+                "records_written": self._receiver.written.total(),
+                "held_bytes": self._receiver.held,
+                "uptime_seconds": round(time.time() - self._started, 1),
+                "version": self._config.version,
+            }
         return Response(200 if problem is None else 503, orjson.dumps(status), Encoding.JSON)
 
-    def _metrics(self) -> Response:
-        writer, http = self.writer, self.http
-        samples: list[tuple[str, str, dict[str, float]]] = [
-            ("records_written_total", "counter", {f'{{signal="{key}"}}': self._written[key] for key in Signal}),
-            ("records_refused_total", "counter", {f'{{signal="{key}"}}': self._refused[key] for key in Signal}),
-            ("requests_total", "counter", {f'{{code="{key}"}}': self._requests[key] for key in sorted(self._requests)}),
-            ("written_bytes_total", "counter", {"": writer.bytes_written}),
-            ("commits_total", "counter", {"": writer.commits}),
-            ("commit_failures_total", "counter", {"": writer.failures}),
-            ("sync_seconds_total", "counter", {"": writer.sync_seconds}),
-            ("held_bytes", "gauge", {"": http.held}),
-            ("connections", "gauge", {"": len(http.connections)}),
+    def _metrics(self, _: bool) -> Response:
+        writer, receiver, http = self._writer, self._receiver, self._application.answers
+        by_signal = {
+            "records_accepted_total": ("Records handed to the writer.", receiver.accepted),
+            "records_written_total": ("Records written and synced.", receiver.written),
+            "records_failed_total": (
+                "Records that could not be written; the client was told to send again.",
+                receiver.failed,
+            ),
+            "records_refused_total": ("Records that cannot be kept; the client was told so.", receiver.refused),
+            "received_bytes_total": ("Bytes of request bodies as they were sent.", receiver.bytes_in),
+        }
+        metrics = [
+            Metric(name, "counter", text, {str(key): counts[key] for key in Signal}, "signal")
+            for name, (text, counts) in by_signal.items()
         ]
-        lines: list[str] = []
-        for name, kind, values in samples:
-            lines.append(f"# TYPE jarvis_collector_{name} {kind}")
-            lines += [f"jarvis_collector_{name}{labels} {value}" for labels, value in values.items()]
-        return Response(200, "\n".join([*lines, ""]).encode(), "text/plain; version=0.0.4; charset=utf-8")
-
-
-class _TooLargeError(ValueError):
-    """A body that grows beyond its bound when it is inflated."""
-
-
-def _inflate(body: bytes, limit: int) -> bytes:
-    """The content of a gzip body, which may have several members.
-
-    Args:
-        body: The body.
-        limit: Bytes that the content may have; inflating stops there.
-
-    Raises:
-        BadRequestError: It is not gzip, or cut off.
-        _TooLargeError: Its content is larger.
-    """
-    parts: list[bytes] = []
-    size = 0
-    while body:
-        inflater = zlib.decompressobj(wbits=31)
-        while not inflater.eof:
-            try:
-                part = inflater.decompress(body, _INFLATE_STEP)
-            except zlib.error as error:
-                raise BadRequestError(f"not gzip: {error}") from None
-            size += len(part)
-            if size > limit:
-                raise _TooLargeError(f"a body of over {limit} bytes when inflated")
-            parts.append(part)
-            body = inflater.unconsumed_tail
-            if not part and not body and not inflater.eof:
-                raise BadRequestError("not gzip: it ends too early")
-        body = inflater.unused_data
-    return b"".join(parts)
-
-
-def _accepted(signal_: Signal, request: Request, lines: Lines) -> Response:
-    kind, rejected, json_rejected = _REJECTED[signal_]
-    message = f"{lines.refused} of {lines.refused + len(lines.lines)} refused; the first: {lines.problem}"
-    if _encoding(request) is Encoding.PROTOBUF:
-        body = b""
-        if lines.refused:
-            partial_success = {rejected: lines.refused, "error_message": message}
-            body = kind(partial_success=partial_success).SerializeToString()
-        return Response(200, body, Encoding.PROTOBUF)
-    answer = {"partialSuccess": {json_rejected: str(lines.refused), "errorMessage": message}} if lines.refused else {}
-    return Response(200, orjson.dumps(answer), Encoding.JSON)
-
-
-def _encoding(request: Request) -> Encoding | None:
-    return _ENCODINGS.get(request.headers.get("content-type", "").partition(";")[0].strip().lower())
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}"
-    return f"{type(error).__name__}: {error}"
-
-
-def _is_local_name(host: str) -> bool:
-    """Whether a Host header names this machine from within: any loopback address or localhost, with any port."""
-    name = host.partition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
-    return is_loopback(name.strip())
+        codes = {str(code): http[code] for code in sorted(http)}
+        metrics += [
+            Metric("requests_total", "counter", "HTTP requests answered.", codes, "code"),
+            Metric("written_bytes_total", "counter", "Bytes written to day files.", {"": writer.bytes_written}),
+            Metric("commits_total", "counter", "Groups of lines written and synced to a file.", {"": writer.commits}),
+            Metric("commit_failures_total", "counter", "Groups that could not be written.", {"": writer.failures}),
+            Metric("sync_seconds_total", "counter", "Time that fsync took, of all commits.", {"": writer.sync_seconds}),
+            Metric("held_bytes", "gauge", "Bytes of bodies and lines in memory.", {"": receiver.held}),
+            Metric("connections", "gauge", "Open HTTP connections.", {"": len(self._http.connections)}),
+            Metric(
+                "degraded",
+                "gauge",
+                "1 where something is wrong; /healthz says what.",
+                {"": int(self._problem() is not None)},
+            ),
+            Metric("start_time_seconds", "gauge", "When the collector started, since 1970.", {"": self._started}),
+            Metric("uptime_seconds", "gauge", "How long it has been running.", {"": time.time() - self._started}),
+            Metric("build_info", "gauge", "The version, as a label.", {self._config.version: 1}, "version"),
+        ]
+        if self._grpc is not None:
+            calls = self._grpc.answers
+            metrics.append(
+                Metric(
+                    "grpc_requests_total",
+                    "counter",
+                    "gRPC calls answered.",
+                    {key: calls[key] for key in sorted(calls)},
+                    "code",
+                )
+            )
+        if (archivist := self._archivist) is not None:
+            metrics += [
+                Metric("archived_files_total", "counter", "Day files compressed.", {"": archivist.archived_files}),
+                Metric("purged_files_total", "counter", "Files deleted.", {"": archivist.purged_files}),
+                Metric(
+                    "purged_unforwarded_files_total",
+                    "counter",
+                    "Of them, not forwarded before.",
+                    {"": archivist.purged_unforwarded},
+                ),
+                Metric("directory_bytes", "gauge", "Size of all files at the last look.", {"": archivist.total_bytes}),
+            ]
+        if (forwarder := self._forwarder) is not None:
+            status = forwarder.status()
+            metrics += [
+                Metric("forwarded_records_total", "counter", "Records that Loki has taken.", {"": status.pushed}),
+                Metric(
+                    "forward_refused_records_total", "counter", "Records that Loki refused.", status.refused, "reason"
+                ),
+                Metric(
+                    "forward_passed_over_lines_total",
+                    "counter",
+                    "Lines without a whole record.",
+                    {"": status.passed_over},
+                ),
+                Metric("forward_cut_records_total", "counter", "Records shortened for Loki.", {"": status.cut}),
+                Metric("forward_pushes_total", "counter", "Requests that Loki answered.", {"": status.pushes}),
+                Metric("forward_retries_total", "counter", "Requests that had to be repeated.", {"": status.retries}),
+                Metric("forward_lag_bytes", "gauge", "Of the files, not forwarded yet.", {"": status.lag_bytes}),
+                Metric("forward_lag_seconds", "gauge", "Age of the oldest line that waits.", {"": status.lag_seconds}),
+            ]
+        return Response(200, render(metrics), CONTENT_TYPE)

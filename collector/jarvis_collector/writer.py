@@ -1,9 +1,7 @@
 """Appends lines to the day files: one write and one fsync for all that waits, and only then it counts as written.
 
 The day is the collector's UTC clock at arrival, and it never goes back: a closed day is not written again. Beside a
-closed file stands its sidecar, `jarvis-2026-03-01.meta.json`: `{"size", "earliest", "latest"}`, the range of its lines'
-timestamps (of a span, its start) as they write them. A reader may skip a file by that range only where `size` is the
-file's size; a sidecar that is missing, cannot be parsed, or has another size says nothing, and the file must be read.
+closed file stands its `sidecar`.
 """
 
 from __future__ import annotations
@@ -13,21 +11,21 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import orjson
-
+from jarvis_collector.components import ComponentFiles
 from jarvis_collector.config import CollectorError
-from jarvis_collector.layout import STREAMS, day_name, day_of, day_path, sidecar_path
-from jarvis_collector.record import timestamp_of
+from jarvis_collector.layout import LOGS_STREAM, STREAMS, day_name, day_of, day_path, sidecar_path
+from jarvis_collector.sidecar import Range, read_sidecar, sync_directory, widened, write_sidecar
+from jarvis_collector.torn import end_torn_line
 
 __all__ = ["DayFile", "Write", "Writer", "locked"]
 
 _BLOCK = 1 << 20
+_SIDECAR_EVERY = 64 << 20
 _sync = getattr(os, "fdatasync", os.fsync)
 
 
@@ -55,11 +53,18 @@ class Writer:
         log_dir: The directory; see `locked`.
         settle: Called in the writer's thread with all the writes of one commit, once their fate is known.
         clock: Nanoseconds since 1970.
+        components: Whether each service's records are written once more, see `components`.
     """
 
     def __init__(
-        self, log_dir: Path, settle: Callable[[Sequence[Write]], object], clock: Callable[[], int] = time.time_ns
+        self,
+        log_dir: Path,
+        settle: Callable[[Sequence[Write]], object],
+        clock: Callable[[], int] = time.time_ns,
+        *,
+        components: bool = False,
     ) -> None:
+        self.components = ComponentFiles(log_dir, wanted=components)
         self.problem: OSError | None = None
         self.commits = 0
         self.failures = 0
@@ -100,6 +105,7 @@ class Writer:
         for file in self._files.values():
             file.close()
         self._files.clear()
+        self.components.close()
 
     def _run(self) -> None:
         while (write := self._queue.get()) is not None:
@@ -150,6 +156,8 @@ class Writer:
         self.commits += 1
         self.bytes_written += size
         self.sync_seconds += seconds
+        if stream == LOGS_STREAM:
+            self.components.append(self._day, lines)
 
 
 class DayFile:
@@ -166,8 +174,9 @@ class DayFile:
         self.path = path
         self._range = _repair(path)
         self._torn = False
+        self._unsaid = 0
         self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
 
     def in_place(self) -> bool:
         """Whether lines may be appended: not after it was deleted or replaced, or a half line could not be undone."""
@@ -201,15 +210,24 @@ class DayFile:
             os.ftruncate(self._fd, before)
             self._torn = False
             raise
-        self._range = _widened(self._range, lines)
+        # all of them begin with their timestamp, so the order of the bytes is the order of time
+        self._range = widened(self._range, (min(lines), max(lines)))
+        self._unsaid += len(data)
+        if self._unsaid >= _SIDECAR_EVERY:
+            self._say()
         return time.monotonic() - started, len(data)
 
     def close(self) -> None:
         """Closes the file for good and writes its sidecar."""
+        self._say()
+        os.close(self._fd)
+
+    def _say(self) -> None:
+        """Writes the sidecar; while the file grows it saves a start after a crash from reading the whole day."""
+        self._unsaid = 0
         with suppress(OSError):
             # without a sidecar the file is only read more often
-            _write_sidecar(self.path, os.fstat(self._fd).st_size, self._range)
-        os.close(self._fd)
+            write_sidecar(self.path, os.fstat(self._fd).st_size, self._range)
 
     def abandon(self) -> None:
         """Closes the file; what it holds is to be found out again."""
@@ -243,14 +261,7 @@ def locked(log_dir: Path) -> Iterator[None]:
         os.close(fd)
 
 
-_Range = tuple[bytes, bytes] | None
-"""The earliest and the latest timestamp; None of an empty file."""
-
-_EVER = (b"0000-01-01T00:00:00.000000Z", b"9999-12-31T23:59:59.999999Z")
-"""The range of a file with a line that is not ours, which may be of any time."""
-
-
-def _repair(path: Path) -> _Range:
+def _repair(path: Path) -> Range:
     """Ends a torn last line, brings the sidecar up to date, and tells the file's range."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -258,73 +269,12 @@ def _repair(path: Path) -> _Range:
         sidecar_path(path).unlink(missing_ok=True)
         return None
     with os.fdopen(fd, "r+b", buffering=_BLOCK) as file:
-        _end_torn_line(fd)
+        end_torn_line(fd)
         size = os.fstat(fd).st_size
-        known = _read_sidecar(path)
-        covered, range_ = (known["size"], known["range"]) if known and known["size"] <= size else (0, None)
+        known = read_sidecar(path)
+        covered, range_ = known if known and known[0] <= size else (0, None)
         if covered < size:
             file.seek(covered)
-            range_ = _widened(range_, file)
-            _write_sidecar(path, size, range_)
+            range_ = widened(range_, file)
+            write_sidecar(path, size, range_)
     return range_
-
-
-def _end_torn_line(fd: int) -> None:
-    """Cuts off what a crash left of a line; it was never acknowledged. A whole one only gets its newline."""
-    end = size = os.fstat(fd).st_size
-    tail = b""
-    while end and b"\n" not in tail:
-        start = max(0, end - _BLOCK)
-        tail = os.pread(fd, end - start, start) + tail
-        end = start
-    last = tail.rpartition(b"\n")[2]
-    if not last:
-        return
-    try:
-        orjson.loads(last)
-    except orjson.JSONDecodeError:
-        os.ftruncate(fd, size - len(last))
-    else:
-        os.pwrite(fd, b"\n", size)
-    os.fsync(fd)
-
-
-def _widened(range_: _Range, lines: Iterable[bytes]) -> _Range:
-    earliest, latest = range_ or (_EVER[1], _EVER[0])
-    for line in lines:
-        stamp = timestamp_of(line)
-        if stamp is None:
-            return _EVER
-        earliest, latest = min(earliest, stamp), max(latest, stamp)
-    return (earliest, latest) if earliest <= latest else None
-
-
-def _read_sidecar(path: Path) -> dict[str, Any] | None:
-    try:
-        content = orjson.loads(sidecar_path(path).read_bytes())
-        range_ = (content["earliest"].encode(), content["latest"].encode())
-        return {"size": int(content["size"]), "range": range_}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
-def _write_sidecar(path: Path, size: int, range_: _Range) -> None:
-    if range_ is None:
-        return
-    content = {"size": size, "earliest": range_[0].decode(), "latest": range_[1].decode()}
-    target = sidecar_path(path)
-    temporary = target.with_suffix(".tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
-    with os.fdopen(fd, "wb") as file:
-        file.write(orjson.dumps(content) + b"\n")
-        file.flush()
-        os.fsync(fd)
-    temporary.replace(target)
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import orjson
 
@@ -26,6 +26,11 @@ examples:
 
 Exit code 0: all is well. 1: something is not, and its line says what to do.
 """
+_RECENT_DAYS = 7
+_COLLECTOR_START = b'{"resource'
+_FORM_BYTES = 64
+_TAIL_BYTES = 1 << 16
+_TAIL_MAX_BYTES = 64 << 20
 _MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "problem": ("✗", "red")}
 
 
@@ -168,6 +173,40 @@ def _logs(settings: Settings) -> Iterator[Finding]:
     days = sorted(directory.glob("jarvis-*.jsonl"))
     text = f"{directory}: {days[-1].name} is the latest" if days else f"{directory}: no records yet"
     yield Finding("logs", *_writable(directory, text))
+    mixed = [path.name for stream in ("jarvis", "traces") for path in _recent(directory, stream) if _is_mixed(path)]
+    if mixed:
+        text = f"{directory}: lines of ours and of the real Collector in one file: {', '.join(mixed)}"
+        yield Finding("logs", "warning", text, "they are read all the same, but two collectors write there: stop one")
+
+
+def _recent(directory: Path, stream: str) -> list[Path]:
+    return sorted(directory.glob(f"{stream}-*.jsonl"))[-_RECENT_DAYS:]
+
+
+def _is_mixed(path: Path) -> bool:
+    """Whether the first and the last line of a day file are of two collectors; all lines would take too long."""
+    try:
+        with path.open("rb") as file:
+            first = file.read(_FORM_BYTES)
+            last = _last_line_start(file)
+    except OSError:
+        return False  # archived meanwhile, or not ours to read
+    return {first.startswith(_COLLECTOR_START), last.startswith(_COLLECTOR_START)} == {True, False} and bool(last)
+
+
+def _last_line_start(file: BinaryIO) -> bytes:
+    """The first bytes of the last line that ends; empty where it is too long to look for."""
+    size = file.seek(0, os.SEEK_END)
+    tail = b""
+    while len(tail) < min(size, _TAIL_MAX_BYTES):
+        at = max(0, size - max(2 * len(tail), _TAIL_BYTES))
+        file.seek(at)
+        tail = file.read(size - at)
+        end = tail.rfind(b"\n")
+        start = tail.rfind(b"\n", 0, max(end, 0)) + 1
+        if end >= 0 and (start or at == 0):
+            return tail[start : min(end, start + _FORM_BYTES)]
+    return b""
 
 
 def _writable(directory: Path, text: str) -> tuple[str, str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,23 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     reproduce.add_argument("--include-dangerous", action="store_true", help="export dangerous flags that were on, too")
     reproduce.add_argument("--format", choices=("human", "json"), default="human")
 
+    rotate = parts.add_parser(
+        "rotate",
+        help="archive and purge what is due",
+        description="Compresses day files that are old enough under archive/, and purges older ones. A running "
+        "collector does the same by itself.",
+        epilog="example: jarvis logs rotate --plain-days 7 --keep-days 30 --dry-run",
+    )
+    rotate.add_argument("--dir", metavar="DIR", type=Path, help="the log directory; that of the settings if not given")
+    rotate.add_argument("--plain-days", metavar="N", help="leave files as they are for so many days (settings: 7)")
+    rotate.add_argument("--keep-days", metavar="N", help="purge them after so many days (settings: 30)")
+    rotate.add_argument(
+        "--max-total-bytes", metavar="SIZE", help="archive and purge the oldest beyond it, such as 20GB (settings)"
+    )
+    rotate.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    rotate.add_argument("--format", choices=("human", "json"), default="human")
+    rotate.set_defaults(func=_rotate, logs_command="rotate")
+
 
 def _add(parts: argparse._SubParsersAction[Any], name: str, summary: str, example: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = parts.add_parser(
@@ -81,7 +99,15 @@ def _add(parts: argparse._SubParsersAction[Any], name: str, summary: str, exampl
     )
     # argparse takes -3h for an option unless it looks like a negative number
     parser._negative_number_matcher = re.compile(r"-\d")  # noqa: SLF001
-    parser.add_argument("--dir", metavar="DIR", type=Path, help="the log directory; that of the settings if not given")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--dir", metavar="DIR", type=Path, help="the log directory; that of the settings if not given")
+    source.add_argument(
+        "--file",
+        metavar="PATH",
+        type=Path,
+        action="append",
+        help="read this file instead, plain or gzip; may be given several times; - is standard input",
+    )
     parser.set_defaults(func=_run, logs_command=name)
     return parser
 
@@ -100,4 +126,35 @@ def _run(args: argparse.Namespace) -> int:
         print(f"jarvis: {problem}", file=sys.stderr)
     if settings.problems:
         return WRONG
-    return LogCommands(args.logs_command, args.dir or settings.log_dir, settings).run(args)
+    with ExitStack() as stack:
+        try:
+            files = None if args.file is None else [_file(path, stack) for path in args.file]
+        except OSError as error:
+            print(f"jarvis logs {args.logs_command}: standard input cannot be kept: {error.strerror}", file=sys.stderr)
+            return WRONG
+        return LogCommands(args.logs_command, args.dir or settings.log_dir, settings, files).run(args)
+
+
+def _rotate(args: argparse.Namespace) -> int:
+    from jarvis_otel.query.rotate import PROBLEMS, rotate_command  # noqa: PLC0415 - `jarvis --help` needs none of it
+    from jarvis_otel.settings import Settings  # noqa: PLC0415
+
+    settings = Settings.load()
+    for problem in settings.problems:
+        print(f"jarvis: {problem}", file=sys.stderr)
+    if settings.problems:
+        return PROBLEMS
+    return rotate_command(args, args.dir or settings.log_dir, settings.retention, settings.loki)
+
+
+def _file(path: Path, stack: ExitStack) -> Path:
+    """The file of a --file: standard input is kept in one for as long as the stack, for a trace is read twice."""
+    if path != Path("-"):
+        return path
+    from shutil import copyfileobj  # noqa: PLC0415 - standard input is seldom asked
+    from tempfile import TemporaryDirectory  # noqa: PLC0415
+
+    kept = Path(stack.enter_context(TemporaryDirectory(prefix="jarvis-logs-"))) / "stdin"
+    with kept.open("wb") as file:
+        copyfileobj(sys.stdin.buffer, file)
+    return kept

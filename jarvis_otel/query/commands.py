@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from jarvis_otel.query.errors import QueryError
-from jarvis_otel.query.files import Found
 from jarvis_otel.query.log_query import Criteria, LogQuery
 from jarvis_otel.query.render import csv_rows, human_record, json_text, local_time
 from jarvis_otel.query.reproduce import reproduce
+from jarvis_otel.query.scan import Found
 from jarvis_otel.query.timeline import timeline
 from jarvis_otel.query.times import Interval, resolve_interval
 from jarvis_otel.settings import Settings
@@ -25,22 +25,26 @@ FOUND, NOTHING, WRONG = 0, 1, 2
 """Exit codes."""
 
 _OPTIONS = {"user_id": "user", "text": "search"}
+_CURE = "name one by --dir or JARVIS_LOG_DIR, or run the collector"
+_DAMAGE_TOLD = 3
 
 
 class LogCommands:
-    """The commands over one log directory.
+    """The commands over one log directory, or over named files.
 
     Args:
         name: The command, as messages name it: `query`, `trace`, `errors` or `reproduce`.
         log_dir: The log directory.
         settings: Where the flag file is, and the key of the users' pseudonyms.
+        files: Files to read instead of the directory's.
     """
 
-    def __init__(self, name: str, log_dir: Path, settings: Settings) -> None:
+    def __init__(self, name: str, log_dir: Path, settings: Settings, files: Sequence[Path] | None = None) -> None:
         self._name = name
-        self._log_dir = log_dir
         self._settings = settings
-        self._logs = LogQuery(log_dir)
+        self._where = printable(str(log_dir) if files is None else ", ".join(file.name for file in files))
+        self._files = files
+        self._logs = LogQuery(log_dir) if files is None else LogQuery(files=files)
 
     def run(self, args: Namespace) -> int:
         """Carries the command out.
@@ -59,16 +63,20 @@ class LogCommands:
         except QueryError as error:
             self._talk(f"--{_OPTIONS.get(error.argument, error.argument.replace('_', '-'))}: {error.problem}")
             return WRONG
-        except FileNotFoundError:
-            self._talk(f"{self._log_dir}: no such directory; name one by --dir or JARVIS_LOG_DIR, or run the collector")
+        except FileNotFoundError as error:
+            cure = f" directory; {_CURE}" if self._files is None else " file"
+            self._talk(f"{printable(str(error.filename))}: no such{cure}")
             return WRONG
         except OSError as error:
-            self._talk(f"{error.filename}: cannot be read: {error.strerror}")
+            self._talk(f"{printable(str(error.filename))}: cannot be read: {error.strerror}")
             return WRONG
         for name, number in sorted(self._logs.tally.unreadable.items()):
-            self._talk(
-                f"{name}: {number} {'line is no record' if number == 1 else 'lines are no records'}, passed over"
-            )
+            what = "line is no record" if number == 1 else "lines are no records"
+            self._talk(f"{printable(name)}: {number} {what}, passed over")
+        for problem in self._logs.tally.damaged[:_DAMAGE_TOLD]:
+            self._talk(printable(problem))
+        if (more := len(self._logs.tally.damaged) - _DAMAGE_TOLD) > 0:
+            self._talk(f"{more} more damaged parts of archives, passed over")
         return code
 
     def _query(self, args: Namespace) -> int:
@@ -179,7 +187,7 @@ class LogCommands:
         return dangerous
 
     def _nothing(self, text: str) -> int:
-        self._talk(f"{text} in {self._log_dir} ({self._logs.tally.files} files)")
+        self._talk(f"{text} in {self._where} ({self._logs.tally.files} files)")
         return NOTHING
 
     def _talk(self, text: str) -> None:

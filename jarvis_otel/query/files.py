@@ -1,68 +1,66 @@
-"""Day files as a source of records: which files, which bytes of them, and what in these is a record."""
+"""Files as a source of records: which of them, in which order, and each record once."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import orjson
+from jarvis_collector import gzip_blocks
+from jarvis_collector.layout import ARCHIVE, COMPONENTS, LOGS_STREAM, STREAMS, archive_path, day_name
+from jarvis_collector.otlp import Signal
+from jarvis_collector.sidecar import read_sidecar
+from jarvis_otel.query.blocks import read_blocks
+from jarvis_otel.query.filters import Filter, Record
+from jarvis_otel.query.otlp_lines import RequestLines
+from jarvis_otel.query.scan import Found, scan
+from jarvis_otel.query.times import Interval
 
-from jarvis_collector.layout import sidecar_path
-from jarvis_otel.query.filters import Filter, Needle
-from jarvis_otel.query.times import Interval, canonical_time
+__all__ = ["LOGS", "SPANS", "Kind", "LogFiles", "Tally"]
 
-__all__ = ["LOGS", "SPANS", "Found", "Kind", "LogFiles", "Tally", "read_blocks"]
-
-_BLOCK_BYTES = 1 << 20
-_LINE_MAX_BYTES = 32 << 20
 _SEEN_MAX = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One of the collector's signals: how its files are called, and what makes one of its records unique.
+    """One of the collector's signals: how its files are called, what its records are, and what makes one unique.
 
     Attributes:
-        pattern: The file names, which sort by day.
+        stream: How the names of its day files begin.
+        signal: What the requests of the real Collector carry it as.
+        includes: Whether a record is one of its own, where the file's name does not tell.
         identity: Equal for repeats of one record; None where a record cannot be told from others.
     """
 
-    pattern: str
-    identity: Callable[[dict[str, Any]], object]
+    stream: str
+    signal: Signal
+    includes: Callable[[Record], bool]
+    identity: Callable[[Record], object]
 
 
-def _record_identity(record: dict[str, Any]) -> object:
+def _is_span(record: Record) -> bool:
+    return "level" not in record and "kind" in record and "status" in record
+
+
+def _is_log(record: Record) -> bool:
+    return not _is_span(record) and "resourceMetrics" not in record
+
+
+def _record_identity(record: Record) -> object:
     meta = record.get("_meta")
     uid = meta.get("uid") if isinstance(meta, dict) else None
     return uid if isinstance(uid, str) else None
 
 
-def _span_identity(record: dict[str, Any]) -> object:
+def _span_identity(record: Record) -> object:
     ids = (record.get("trace_id"), record.get("span_id"))
     return ids if all(isinstance(part, str) for part in ids) else None
 
 
-_DAY = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]"
-LOGS = Kind(f"jarvis-{_DAY}.jsonl", _record_identity)
-SPANS = Kind(f"traces-{_DAY}.jsonl", _span_identity)
-
-
-class Found(NamedTuple):
-    """A record that matched.
-
-    Attributes:
-        time: Its timestamp in the form whose text order is time order.
-        record: The parsed line.
-        line: The line as it stands in the file, without its newline.
-    """
-
-    time: str
-    record: dict[str, Any]
-    line: bytes
+LOGS = Kind(LOGS_STREAM, Signal.LOGS, _is_log, _record_identity)
+SPANS = Kind("traces", Signal.TRACES, _is_span, _span_identity)
 
 
 @dataclass(slots=True)
@@ -72,26 +70,45 @@ class Tally:
     Attributes:
         files: Files read.
         files_passed_over: Files whose sidecar says that nothing in them can match.
-        unreadable: Lines by file that had to be parsed and are no record: torn, foreign, too long or too deep.
+        unreadable: Lines and records by file that had to be read and cannot be: torn, foreign, too long or too deep.
+            Of a file that was read several times, the most that were met with at once.
+        damaged: What of archives cannot be inflated, a line for each place.
         repeats: Records found again with the same uid.
     """
 
     files: int = 0
     files_passed_over: int = 0
     unreadable: dict[str, int] = field(default_factory=dict)
+    damaged: list[str] = field(default_factory=list)
     repeats: int = 0
 
 
+class _Source(NamedTuple):
+    """A day, or a named file.
+
+    Attributes:
+        paths: The names that it may have, the one that it has first in its life first.
+        both: Whether both its plain file and its archive were there.
+        named: Whether it was asked for by name, so that it must be there.
+        mixed: Whether records of other kinds may stand in it.
+    """
+
+    paths: tuple[Path, ...]
+    both: bool = False
+    named: bool = False
+    mixed: bool = False
+
+
 class LogFiles:
-    """The day files of a log directory.
+    """The day files of a log directory, or files that are named one by one.
 
     Args:
-        directory: The log directory.
+        place: The log directory; or files, plain or gzip, which are read in the order in which they are given.
         tally: Where what is met with is counted.
     """
 
-    def __init__(self, directory: Path, tally: Tally) -> None:
-        self.directory = directory
+    def __init__(self, place: Path | Sequence[Path], tally: Tally) -> None:
+        self._place = place
         self._tally = tally
 
     def records(self, kind: Kind, filters: Sequence[Filter], interval: Interval) -> Iterator[Found]:
@@ -103,146 +120,122 @@ class LogFiles:
         Args:
             kind: Log records or spans.
             filters: What a record must be; the filter that excludes most comes first.
-            interval: Lets whole files be passed over; it does not replace the interval's filter.
+            interval: Lets whole files, and parts of archives, be passed over; it does not replace the interval's
+                filter.
 
         Raises:
-            OSError: The directory or one of its files cannot be read.
+            OSError: The directory or one of the files cannot be read.
         """
         seen = _Seen()
-        for path in self.paths(kind, interval):
-            for found in self._scan(path, filters):
+        for source in _days(self._place, kind) if isinstance(self._place, Path) else _named(self._place, kind):
+            for found in self._read(source, kind, filters, interval):
                 identity = kind.identity(found.record)
                 if identity is not None and seen.before(hash(identity)):
                     self._tally.repeats += 1
                 else:
                     yield found
 
-    def paths(self, kind: Kind, interval: Interval) -> list[Path]:
-        """The files that may hold records of the interval, oldest day first.
+    def _read(self, source: _Source, kind: Kind, filters: Sequence[Filter], interval: Interval) -> Iterator[Found]:
+        """The records of a source: of its first name that is there, for that is complete until it goes.
 
-        A file's day is that of arrival: what a record's own timestamp may be, only the sidecar can tell.
-
-        Raises:
-            OSError: The directory cannot be read.
+        Only where a clock that went back made a day grow that was archived before, each holds what the other does not.
         """
-        with os.scandir(self.directory) as entries:
-            names = {entry.name for entry in entries}
-        paths = []
-        for name in sorted(name for name in names if Path(name).match(kind.pattern)):
-            path = self.directory / name
-            if sidecar_path(path).name in names and not _may_hold(path, interval):
-                self._tally.files_passed_over += 1
-            else:
-                paths.append(path)
-        return paths
+        if source.mixed:
+            filters = [*filters, Filter(kind.includes)]
+        all_of_them = source.both and not _is_archived_as(*source.paths)
+        for path in source.paths:
+            try:
+                if _may_hold(path, interval):
+                    yield from self._scan(path, kind, filters, interval)
+                else:
+                    self._tally.files_passed_over += 1
+            except FileNotFoundError:
+                if source.named:
+                    raise
+                continue  # archived or purged since the directory was listed
+            if not all_of_them:
+                return
 
-    def _scan(self, path: Path, filters: Sequence[Filter]) -> Iterator[Found]:
-        try:
-            blocks = read_blocks(path, lambda: self._count_unreadable(path))
-            self._tally.files += 1
-            yield from self._found(path, blocks, filters)
-        except FileNotFoundError:
-            return  # archived or purged since the directory was listed
+    def _scan(self, path: Path, kind: Kind, filters: Sequence[Filter], interval: Interval) -> Iterator[Found]:
+        named = day_name(path.name)
+        counted = 0
 
-    def _found(self, path: Path, blocks: Iterable[bytes], filters: Sequence[Filter]) -> Iterator[Found]:
-        needles = [one.needle for one in filters if one.needle]
-        checks = [one.possible for one in filters if one.possible]
-        checks += [partial(_holds, needle) for needle in needles[1:]]
-        possible, matches = _conjunction(checks), _conjunction([one.matches for one in filters])
-        for block in blocks:
-            for line in _lines_with(block, needles[0]) if needles else block.split(b"\n"):
-                if not line or not possible(line):
-                    continue
-                try:
-                    record = orjson.loads(line)
-                    time = canonical_time(record["timestamp"])
-                except (ValueError, TypeError, KeyError, OverflowError):
-                    self._count_unreadable(path)
-                    continue
-                if matches(record):
-                    yield Found(time, record, line)
+        def unreadable(count: int) -> None:
+            nonlocal counted
+            counted += count
+            self._tally.unreadable[path.name] = max(counted, self._tally.unreadable.get(path.name, 0))
 
-    def _count_unreadable(self, path: Path) -> None:
-        self._tally.unreadable[path.name] = self._tally.unreadable.get(path.name, 0) + 1
+        requests = RequestLines(
+            kind.signal, [one.request for one in filters if one.request], named.day if named else None, unreadable
+        )
+        since, until = (end.encode() for end in interval.line_times())
+        blocks = read_blocks(
+            path,
+            lambda: unreadable(1),
+            lambda earliest, latest: since <= latest and earliest <= until,
+            self._note_damage,
+        )
+        first = next(blocks, b"")  # opens it
+        self._tally.files += 1
+        flat = (lines for block in chain((first,), blocks) for lines in requests.flat(block))
+        return scan(flat, filters, unreadable)
+
+    def _note_damage(self, problem: str) -> None:
+        if problem not in self._tally.damaged:  # a file may be read several times
+            self._tally.damaged.append(problem)
+
+
+def _days(directory: Path, kind: Kind) -> list[_Source]:
+    """The days of a log directory, oldest first.
+
+    A file that is being archived has first only its plain name, then both, then that of the archive. So plain
+    names are listed first: a day that loses its own meanwhile is found under the other one when it is opened.
+    """
+    days: dict[str, _Source] = {}
+    for path in directory.iterdir():
+        if _is_day(path, kind, archived=False):
+            days[path.name] = _Source((path, archive_path(path)))
+    for path in directory.glob(f"{ARCHIVE}/*/{kind.stream}-*.gz"):
+        if _is_day(path, kind, archived=True):
+            plain = directory / path.name.removesuffix(".gz")
+            days[plain.name] = _Source((plain, path), both=plain.name in days)
+    return [days[name] for name in sorted(days)]
+
+
+def _named(files: Sequence[Path], kind: Kind) -> Iterator[_Source]:
+    for path in files:
+        named = day_name(path.name)
+        known = named is not None and named.stream in STREAMS and path.parent.name != COMPONENTS
+        if not known or (named and named.stream == kind.stream):
+            yield _Source((path,), named=True, mixed=not known)
+
+
+def _is_day(path: Path, kind: Kind, *, archived: bool) -> bool:
+    named = day_name(path.name)
+    return named is not None and named.stream == kind.stream and named.archived == archived
+
+
+def _is_archived_as(plain: Path, archive: Path) -> bool:
+    """Whether an archive holds what a plain file does, and no more."""
+    try:
+        return sum(block.raw_size for block in gzip_blocks.blocks(archive)) == plain.stat().st_size
+    except FileNotFoundError:
+        return True  # only one of them is there any more
 
 
 def _may_hold(path: Path, interval: Interval) -> bool:
-    """Whether a file's sidecar leaves it open that there are records of the interval; it counts only at its size."""
-    try:
-        sidecar = orjson.loads(sidecar_path(path).read_bytes())
-        if sidecar["size"] != path.stat().st_size:
-            return True
-        since, until = interval.line_times()
-        return bool(since <= sidecar["latest"] and sidecar["earliest"] <= until)
-    except (OSError, ValueError, TypeError, KeyError):
-        return True
+    """Whether a file's sidecar leaves it open that there are records of the interval; it counts only at its size.
 
-
-def read_blocks(path: Path, on_too_long: Callable[[], None]) -> Iterator[bytes]:
-    """A file in blocks of whole lines, up to the last one that is there in full.
-
-    A file may be written to meanwhile: what follows the last newline is taken only where it is a whole JSON text,
-    otherwise it is not torn but not there yet.
-
-    Args:
-        path: The file.
-        on_too_long: Called for each line over 32 MiB, which is passed over.
+    Raises:
+        FileNotFoundError: There is no such file.
     """
-    rest = b""
-    passing_over = False
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(_BLOCK_BYTES):
-            end = block.rfind(b"\n") + 1
-            if end == 0:
-                if not passing_over:
-                    rest += block
-                    if len(rest) > _LINE_MAX_BYTES:
-                        on_too_long()
-                        rest, passing_over = b"", True
-                continue
-            start = block.find(b"\n") + 1 if passing_over else 0
-            yield rest + block[start:end] if rest or start or end < len(block) else block
-            rest, passing_over = block[end:], False
-    if rest and _is_json(rest):
-        yield rest + b"\n"
-
-
-def _is_json(text: bytes) -> bool:
-    try:
-        orjson.loads(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _conjunction(tests: Sequence[Callable[[Any], bool]]) -> Callable[[Any], bool]:
-    """All of the tests as one; it runs for every line, so it costs no generator."""
-    if len(tests) == 1:
-        return tests[0]
-
-    def holds(item: Any) -> bool:
-        for test in tests:  # noqa: SIM110
-            if not test(item):
-                return False
+    size = path.stat().st_size
+    known = read_sidecar(path)
+    if known is None or known[0] != size:
         return True
-
-    return holds
-
-
-def _holds(needle: Needle, line: bytes) -> bool:
-    text = line.lower() if needle.lowered else line
-    return any(alternative in text for alternative in needle.alternatives)
-
-
-def _lines_with(block: bytes, needle: Needle) -> Iterator[bytes]:
-    """The lines of a block in which one of the alternatives stands, found without looking at the other lines."""
-    text = block.lower() if needle.lowered else block
-    nexts = {alternative: text.find(alternative) for alternative in needle.alternatives}
-    while nexts := {alternative: at for alternative, at in nexts.items() if at >= 0}:
-        hit = min(nexts.values())
-        end = block.find(b"\n", hit)
-        yield block[block.rfind(b"\n", 0, hit) + 1 : end]
-        nexts = {alternative: at if at > end else text.find(alternative, end + 1) for alternative, at in nexts.items()}
+    since, until = (end.encode() for end in interval.line_times())
+    earliest, latest = known[1]
+    return since <= latest and earliest <= until
 
 
 class _Seen:

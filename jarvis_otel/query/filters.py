@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jarvis_collector.record import UNKNOWN_SERVICE
 from jarvis_otel.query.times import Interval, canonical_time
 from jarvis_otel.settings import LEVELS
 
@@ -15,6 +16,7 @@ __all__ = [
     "Filter",
     "Needle",
     "Record",
+    "contained_in_request",
     "containing",
     "correlation_filter",
     "equalling",
@@ -45,6 +47,13 @@ _PLAIN_ASCII = re.compile(r'[^"\\/\x00-\x1f\x80-\U0010ffff]+')
 # The two characters beyond ASCII whose lower case holds an ASCII letter (i and k), as the line's bytes.
 _LOWER_TO_ASCII = ("\u0130".encode(), "\u212a".encode())
 
+# Runs of characters that JSON has in a string, number or constant only, never between two of them; and in any parser's
+# reading of bytes that are no UTF-8.
+_WITHIN_ONE = re.compile(r'[^"\\/\x00-\x1f{}\[\]:,\x80-\U0010ffff]+')
+_NUMBER_PART = re.compile(r"[0-9.eE+-]+")
+_CONSTANTS = ("true", "false", "null", "nan", "-infinity")
+_WHOLE_VALUE = re.compile(r'[^"\\/\x00-\x1f\ud800-\udfff\ufffd]+')
+
 # The start of a line of ours; the bytes compare like times.
 _LINE_TIME = re.compile(rb'\{"timestamp":"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z)"')
 
@@ -72,11 +81,13 @@ class Filter:
         matches: Whether a parsed record is wanted.
         needle: Bytes that a wanted line holds, if there are such.
         possible: Whether a line of these bytes can be wanted, if that can be said.
+        request: Bytes that a whole OTLP/JSON request holds in which a wanted record is; a wanted line holds them too.
     """
 
     matches: Callable[[Record], bool]
     needle: Needle | None = None
     possible: Callable[[bytes], bool] | None = None
+    request: Needle | None = None
 
 
 def equalling(text: str) -> Needle | None:
@@ -100,14 +111,45 @@ def _longest(plain: re.Pattern[str], text: str) -> Needle | None:
     return Needle((run.encode(), ESCAPE)) if len(run) >= 3 else None
 
 
-def _any_of(values: Iterable[str]) -> Needle | None:
+def _any_of(values: Iterable[str], make: Callable[[str], Needle | None] = equalling) -> Needle | None:
     alternatives = {ESCAPE}
+    lowered = False
     for value in values:
-        needle = equalling(value)
+        needle = make(value)
         if needle is None or len(alternatives) > _NEEDLES_MAX:
             return None
         alternatives.update(needle.alternatives)
-    return Needle(tuple(sorted(alternatives)))
+        lowered = needle.lowered
+    return Needle(tuple(sorted(alternatives)), lowered)
+
+
+def contained_in_request(text: str, *, any_case: bool = False) -> Needle | None:
+    """The needle of OTLP/JSON requests in which a string, or a whole number, holds this text.
+
+    What a line shows as one text may be an array or a map in the request, so only what lies within one of its values
+    counts; and a number is written in other ways than a line has it, save for the digits of a whole one.
+
+    Args:
+        text: The text.
+        any_case: Whatever the case of its letters.
+    """
+    runs = _WITHIN_ONE.findall(text.lower() if any_case else text)
+    others = _LOWER_TO_ASCII if any_case else ()
+    for run in sorted(map(str.lower, runs), key=len, reverse=True):
+        if len(run) < 3 or any(run in constant for constant in _CONSTANTS):
+            continue
+        if not _NUMBER_PART.fullmatch(run):
+            return Needle((run.encode(), ESCAPE, *others), lowered=True)
+        if run.isdecimal():
+            return Needle((run.encode(), b"doublevalue", ESCAPE), lowered=True)
+    return None
+
+
+def _value_in_request(text: str) -> Needle | None:
+    """The needle of OTLP/JSON requests in which a string is this text, or an id these hex digits in any case."""
+    if _WHOLE_VALUE.fullmatch(text):
+        return Needle((b'"%s"' % text.encode().lower(), ESCAPE), lowered=True)
+    return contained_in_request(text)
 
 
 def level_filter(text: str) -> Filter:
@@ -128,14 +170,20 @@ def level_filter(text: str) -> Filter:
 
 
 def field_filter(key: str, value: str) -> Filter:
-    """Records of which one key of the line is exactly this text."""
-    return Filter(lambda record: record.get(key) == value, equalling(value))
+    """Records of which one key of the line, `service` or an id, is exactly this text."""
+    # the one text that a line says of a request that does not
+    request = None if value == UNKNOWN_SERVICE else _value_in_request(value)
+    return Filter(lambda record: record.get(key) == value, equalling(value), request=request)
 
 
 def user_filter(names: Iterable[str]) -> Filter:
     """Records of a user, who may be known by several names: an id and its pseudonym."""
     wanted = frozenset(names)
-    return Filter(lambda record: _text(record.get("user_id")) in wanted, _any_of(sorted(wanted)))
+    return Filter(
+        lambda record: _text(record.get("user_id")) in wanted,
+        _any_of(sorted(wanted)),
+        request=_any_of(sorted(wanted), _value_in_request),
+    )
 
 
 def correlation_filter(correlation_id: str, trace_ids: Iterable[str] = ()) -> Filter:
@@ -144,6 +192,7 @@ def correlation_filter(correlation_id: str, trace_ids: Iterable[str] = ()) -> Fi
     return Filter(
         lambda record: record.get("correlation_id") == correlation_id or _text(record.get("trace_id")) in traces,
         _any_of(sorted({correlation_id, *traces})),
+        request=_any_of(sorted({correlation_id, *traces}), _value_in_request),
     )
 
 
@@ -161,9 +210,10 @@ def flag_filter(text: str) -> Filter:
     flag_id, equals, variant = text.partition("=")
     if not flag_id or (equals and not variant):
         raise ValueError(f"got {text!r}, want FLAG, FLAG=off or FLAG=variant")
+    needle, request = equalling(flag_id), contained_in_request(flag_id)
     if equals:
-        return Filter(lambda record: flag_states(record).get(flag_id) == variant, equalling(flag_id))
-    return Filter(lambda record: flag_id in _list(record.get("active_flags")), equalling(flag_id))
+        return Filter(lambda record: flag_states(record).get(flag_id) == variant, needle, request=request)
+    return Filter(lambda record: flag_id in _list(record.get("active_flags")), needle, request=request)
 
 
 def flag_states(record: Record) -> dict[str, str]:
@@ -194,7 +244,7 @@ def text_filter(text: str) -> Filter:
             parts += [error.get("message"), error.get("stack_trace")]
         return any(wanted in part.lower() for part in _texts(parts))
 
-    return Filter(matches, containing(text))
+    return Filter(matches, containing(text), request=contained_in_request(text, any_case=True))
 
 
 def interval_filter(interval: Interval) -> Filter | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jarvis_otel.query.errors import QueryError
-from jarvis_otel.query.files import LOGS, SPANS, Found, Kind, LogFiles, Tally
+from jarvis_otel.query.files import LOGS, SPANS, Kind, LogFiles, Tally
 from jarvis_otel.query.filters import (
     Filter,
     correlation_filter,
@@ -26,6 +26,7 @@ from jarvis_otel.query.filters import (
     trace_filter,
     user_filter,
 )
+from jarvis_otel.query.scan import Found
 from jarvis_otel.query.times import Interval, resolve_interval
 from jarvis_otel.query.where import where_filter
 
@@ -167,22 +168,33 @@ class FlagRate:
 
 
 class LogQuery:
-    """Questions to the day files of a log directory; each question reads them afresh.
+    """Questions to the day files of a log directory, archived ones too; each question reads them afresh.
+
+    The files may be our collector's or the real OpenTelemetry Collector's: the answers are the same.
 
     Args:
         log_dir: The directory; that of the settings if None.
+        files: Read these instead, plain or gzip, in this order. Which are spans' is told by a day file's name, else by
+            what stands in them.
 
     Attributes:
-        tally: What reading met with so far: files, lines that are no records, repeats.
+        tally: What reading met with so far: files, lines that are no records, repeats, damage.
+
+    Raises:
+        ValueError: Both are given.
     """
 
-    def __init__(self, log_dir: str | Path | None = None) -> None:
-        if log_dir is None:
+    def __init__(self, log_dir: str | Path | None = None, *, files: Iterable[str | Path] | None = None) -> None:
+        if log_dir is not None and files is not None:
+            raise ValueError("got log_dir and files, want one of them")
+        if log_dir is None and files is None:
             from jarvis_otel.settings import Settings  # noqa: PLC0415 - reads files; not needed where a directory is given
 
             log_dir = Settings.load().log_dir
         self.tally = Tally()
-        self._files = LogFiles(Path(log_dir), self.tally)
+        self._files = LogFiles(
+            Path(log_dir) if log_dir is not None else [Path(file) for file in files or ()], self.tally
+        )
 
     def search(  # noqa: PLR0917 - the order of the arguments is the contract
         self,

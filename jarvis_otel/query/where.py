@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from jarvis_otel.query.filters import Filter, Needle, containing, equalling
+from jarvis_collector.record import UNKNOWN_SERVICE
+from jarvis_otel.query.filters import Filter, Needle, contained_in_request, containing, equalling
 from jarvis_otel.settings import LEVELS
 
 __all__ = ["where_filter"]
@@ -35,6 +36,11 @@ _ORDER: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
 }
 _CONSTANTS = {"true": True, "false": False, "null": None}
+# Keys of a line whose texts stand in an OTLP/JSON request too; those of other keys are made of numbers, or computed.
+_IN_REQUEST = frozenset(
+    {"message", "service", "correlation_id", "trace_id", "span_id", "request_id", "user_id", "session_id"}
+    | {"active_flags", "flags", "error", "event", "context", "logger"}
+)
 _MISSING = None  # a field that is not there is null
 
 
@@ -90,7 +96,8 @@ class _Parser:
             return parts[0]
         tests = [part.matches for part in parts]
         needle = next((part.needle for part in parts if part.needle), None)
-        return Filter(lambda record: all(test(record) for test in tests), needle)
+        request = next((part.request for part in parts if part.request), None)
+        return Filter(lambda record: all(test(record) for test in tests), needle, request=request)
 
     def _negation(self) -> Filter:
         negated = False
@@ -159,9 +166,11 @@ def _comparison(field: str, compare: str, value: _Token) -> Filter:
     bare = value.kind == "word"
     text = value.text if bare else re.sub(r"\\(.)", r"\1", value.text[1:-1], flags=re.DOTALL)
     if compare == "~=":
-        return _test(path, _contains(text), containing(text))
+        return _test(path, _contains(text), containing(text), _request_needle(path, text, any_case=True))
     if compare in ("=", "!="):
-        equal = _test(path, _equals(text, bare=bare), None if bare and _is_literal(text) else equalling(text))
+        sought = not (bare and _is_literal(text))
+        needle, request = (equalling(text), _request_needle(path, text)) if sought else (None, None)
+        equal = _test(path, _equals(text, bare=bare), needle, request)
         return equal if compare == "=" else Filter(lambda record: not equal.matches(record))
     if field == "level" and text.upper() in LEVELS:
         limit, order = LEVELS[text.upper()], _ORDER[compare]
@@ -169,8 +178,16 @@ def _comparison(field: str, compare: str, value: _Token) -> Filter:
     return _test(path, _is_ordered(_ORDER[compare], text, bare=bare))
 
 
-def _test(path: list[str], test: Callable[[Any], bool], needle: Needle | None = None) -> Filter:
-    return Filter(lambda record: test(_look_up(record, path)), needle)
+def _test(
+    path: list[str], test: Callable[[Any], bool], needle: Needle | None = None, request: Needle | None = None
+) -> Filter:
+    return Filter(lambda record: test(_look_up(record, path)), needle, request=request)
+
+
+def _request_needle(path: list[str], text: str, *, any_case: bool = False) -> Needle | None:
+    if path[0] not in _IN_REQUEST or (path[0] == "service" and text.lower() in UNKNOWN_SERVICE):
+        return None
+    return contained_in_request(text, any_case=any_case)
 
 
 def _look_up(value: Any, path: list[str]) -> Any:

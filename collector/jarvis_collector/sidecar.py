@@ -1,0 +1,82 @@
+"""What is known of a day file without reading it: the range of its lines' timestamps, kept in a small file beside it.
+
+`jarvis-2026-03-01.meta.json` holds `{"size", "earliest", "latest"}`, the timestamps (of a span, its start) as the lines
+write them. A reader may skip a file by that range only where `size` is the file's size; a sidecar that is missing,
+cannot be parsed, or has another size says nothing, and the file must be read. An archive's sidecar tells the archive's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import orjson
+
+from jarvis_collector.layout import sidecar_path
+from jarvis_collector.record import timestamp_of, timestamp_range
+
+__all__ = ["EVER", "Range", "range_of", "read_sidecar", "sync_directory", "widened", "write_sidecar"]
+
+Range = tuple[bytes, bytes] | None
+"""The earliest and the latest timestamp; None where there are no lines."""
+
+EVER = (b"0000-01-01T00:00:00.000000Z", b"9999-12-31T23:59:59.999999Z")
+"""The range of lines one of which is not ours, and may be of any time."""
+
+
+def widened(range_: Range, lines: Iterable[bytes]) -> Range:
+    """A range that covers further lines too."""
+    earliest, latest = range_ or (EVER[1], EVER[0])
+    for line in lines:
+        stamp = timestamp_of(line)
+        if stamp is None:
+            return EVER
+        earliest, latest = min(earliest, stamp), max(latest, stamp)
+    return (earliest, latest) if earliest <= latest else None
+
+
+def range_of(block: bytes) -> Range:
+    """The range of whole lines that lie one after the other."""
+    return timestamp_range(block) or EVER if block else None
+
+
+def read_sidecar(path: Path) -> tuple[int, tuple[bytes, bytes]] | None:
+    """The size and the range that the sidecar of a day file tells; None where it cannot be read."""
+    try:
+        content = orjson.loads(sidecar_path(path).read_bytes())
+        return int(content["size"]), (content["earliest"].encode(), content["latest"].encode())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def write_sidecar(path: Path, size: int, range_: Range) -> None:
+    """Writes the sidecar of a day file, whole or not at all; a file without lines gets none.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    if range_ is None:
+        return
+    content = {"size": size, "earliest": range_[0].decode(), "latest": range_[1].decode()}
+    target = sidecar_path(path)
+    temporary = target.with_suffix(".tmp")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
+    with os.fdopen(fd, "wb") as file:
+        file.write(orjson.dumps(content) + b"\n")
+        file.flush()
+        os.fsync(fd)
+    temporary.replace(target)
+
+
+def sync_directory(path: Path) -> None:
+    """Makes sure that the names in a directory are on the disk.
+
+    Raises:
+        OSError: They may not be.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

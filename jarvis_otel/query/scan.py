@@ -1,0 +1,104 @@
+"""Lines that match, out of blocks of lines: most are passed over by their bytes alone, unparsed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import orjson
+
+from jarvis_otel.query.filters import ESCAPE, Filter, Needle
+from jarvis_otel.query.times import canonical_time
+
+__all__ = ["Found", "holds", "scan"]
+
+_HOPS_MAX = 4096
+_OTHER_SIGNALS = frozenset(("resourceLogs", "resourceSpans", "resourceMetrics"))
+
+
+class Found(NamedTuple):
+    """A record that matched.
+
+    Attributes:
+        time: Its timestamp in the form whose text order is time order.
+        record: The parsed line.
+        line: The line as it stands in the file, without its newline; of a request, as our collector writes it.
+    """
+
+    time: str
+    record: dict[str, Any]
+    line: bytes
+
+
+def scan(blocks: Iterable[bytes], filters: Sequence[Filter], on_unreadable: Callable[[int], object]) -> Iterator[Found]:
+    """The records that pass all filters, in their order.
+
+    Args:
+        blocks: Whole lines, each a record.
+        filters: What a record must be; the filter that excludes most comes first.
+        on_unreadable: Told of each line that had to be parsed and is no record.
+    """
+    needles = [one.needle for one in filters if one.needle]
+    checks = [one.possible for one in filters if one.possible]
+    checks += [partial(holds, needle) for needle in needles[1:]]
+    possible, matches = _conjunction(checks), _conjunction([one.matches for one in filters])
+    for block in blocks:
+        for line in _lines_with(block, needles[0]) if needles else block.split(b"\n"):
+            if not line or not possible(line):
+                continue
+            record = None
+            try:
+                record = orjson.loads(line)
+                time = canonical_time(record["timestamp"])
+            except (ValueError, TypeError, KeyError, OverflowError):
+                if not (isinstance(record, dict) and _OTHER_SIGNALS.intersection(record)):
+                    on_unreadable(1)
+                continue
+            if matches(record):
+                yield Found(time, record, line)
+
+
+def holds(needle: Needle, line: bytes) -> bool:
+    """Whether one of a needle's alternatives stands in a line, or in a block of lines."""
+    text = line.lower() if needle.lowered else line
+    return any(_find(text, alternative) >= 0 for alternative in needle.alternatives)
+
+
+def _conjunction(tests: Sequence[Callable[[Any], bool]]) -> Callable[[Any], bool]:
+    """All of the tests as one; it runs for every line, so it costs no generator."""
+    if len(tests) == 1:
+        return tests[0]
+
+    def every(item: Any) -> bool:
+        for test in tests:  # noqa: SIM110
+            if not test(item):
+                return False
+        return True
+
+    return every
+
+
+def _lines_with(block: bytes, needle: Needle) -> Iterator[bytes]:
+    """The lines of a block in which one of the alternatives stands, found without looking at the other lines."""
+    text = block.lower() if needle.lowered else block
+    nexts = {alternative: _find(text, alternative) for alternative in needle.alternatives}
+    while nexts := {alternative: at for alternative, at in nexts.items() if at >= 0}:
+        hit = min(nexts.values())
+        end = block.find(b"\n", hit)
+        yield block[block.rfind(b"\n", 0, hit) + 1 : end]
+        nexts = {
+            alternative: at if at > end else _find(text, alternative, end + 1) for alternative, at in nexts.items()
+        }
+
+
+def _find(text: bytes, wanted: bytes, start: int = 0) -> int:
+    if wanted != ESCAPE:
+        return text.find(wanted, start)
+    # from one backslash to the next, which are few: one byte is found many times as fast as two are
+    at = text.find(b"\\", start)
+    for _ in range(_HOPS_MAX):
+        if at < 0 or text[at + 1 : at + 2] == b"u":
+            return at
+        at = text.find(b"\\", at + 2)
+    return text.find(wanted, at) if at >= 0 else at

@@ -179,8 +179,6 @@ class Loki(Peer):
             f"-config.file={ROOT / 'config' / 'loki.yaml'}",
             f"-server.http-listen-port={self.port}",
             f"-server.grpc-listen-port={free_port()}",
-            # else it calls itself ready half a minute after it is
-            "-ingester.min-ready-duration=0s",
         ]
         super().__init__(command, home, {})
 

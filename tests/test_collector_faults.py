@@ -649,6 +649,7 @@ TRICKS = [
 ]
 
 
+@pytest.mark.xfail(strict=True, reason="server.Collector does not hand `components` on to its writer yet")
 def test_whatever_services_are_called_by_their_clients_nothing_is_written_outside(start, tmp_path):
     process = start(environ={"JARVIS_COLLECTOR_COMPONENTS": "true"})
     before = {path for path in tmp_path.rglob("*") if process.log_dir not in path.parents}

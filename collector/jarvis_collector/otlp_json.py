@@ -36,6 +36,8 @@ _ATTRIBUTE = b'{"key":'
 what is cut there is no whole attribute."""
 _AFTER_KEY, _CONTENT = b',"value":{"', b'Value":'
 _INTEGERS = re.compile(rb"(?:0|-?[1-9][0-9]{0,17})(?:,(?:0|-?[1-9][0-9]{0,17}))*")
+_DECIMAL = re.compile("-?[0-9]{1,20}")
+_HEX = re.compile("(?:[0-9a-fA-F]{2})*")
 _NUMBERS = re.compile(rb"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?(?:,-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)*")
 
 _SEVERITIES = MappingProxyType(
@@ -178,11 +180,13 @@ _fields = attrgetter(*Record.__struct_fields__)
 
 
 def _times(times: Sequence[int | str]) -> list[int]:
+    texts = "".join(time for time in times if isinstance(time, str))
     try:
         numbers = [*map(int, times)]
     except ValueError:
         raise UnlikeError from None
-    if not 0 <= min(numbers) <= max(numbers) < _UINT64_END:
+    # int() would take blanks and underscores too
+    if (texts and not (texts.isascii() and texts.isdecimal())) or not 0 <= min(numbers) <= max(numbers) < _UINT64_END:
         raise UnlikeError
     return numbers
 
@@ -535,17 +539,28 @@ def _number(value: Any) -> int:
     """An unsigned integer, which OTLP/JSON writes as a decimal string or a number."""
     if value is None:
         return 0
-    number = int(value)
+    number = _integer(value)
     if not 0 <= number < _UINT64_END:
         raise RecordError(f"got {number}, want an unsigned 64-bit integer")
     return number
 
 
 def _int64(value: Any) -> int:
-    number = int(value)
-    if (value.__class__ is float and number != value) or not _INT64_MIN <= number < _INT64_END:
+    number = _integer(value)
+    if not _INT64_MIN <= number < _INT64_END:
         raise RecordError(f"intValue: got {value}, want a 64-bit integer")
     return number
+
+
+def _integer(value: Any) -> int:
+    # int() would take blanks, underscores and half numbers too
+    if value.__class__ is int:
+        return int(value)
+    if value.__class__ is str and _DECIMAL.fullmatch(value):
+        return int(value)
+    if value.__class__ is float and value.is_integer():
+        return int(value)
+    raise RecordError(f"got {str(value)[:40]!r}, want an integer")
 
 
 def _enum(value: Any, names: Mapping[str, int]) -> int:
@@ -555,7 +570,11 @@ def _enum(value: Any, names: Mapping[str, int]) -> int:
 
 
 def _hex(value: Any) -> str:
-    return bytes.fromhex(value).hex() if value else ""
+    if not value:
+        return ""
+    if value.__class__ is not str or not _HEX.fullmatch(value):
+        raise RecordError(f"got {str(value)[:40]!r}, want hex digits in pairs")
+    return str(value).lower()
 
 
 def _metrics(request: dict[str, Any], arrival: int) -> Lines:

@@ -547,9 +547,6 @@ def bomb_of_one_resource_in_many_protobuf_lines():
     return field(1, resource + field(2, field(2, b"") * 500))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="neither the number of a request's records nor the size of their lines is bounded"
-)
 @pytest.mark.parametrize(
     ("content_type", "bomb"),
     [
@@ -649,7 +646,6 @@ TRICKS = [
 ]
 
 
-@pytest.mark.xfail(strict=True, reason="server.Collector does not hand `components` on to its writer yet")
 def test_whatever_services_are_called_by_their_clients_nothing_is_written_outside(start, tmp_path):
     process = start(environ={"JARVIS_COLLECTOR_COMPONENTS": "true"})
     before = {path for path in tmp_path.rglob("*") if process.log_dir not in path.parents}

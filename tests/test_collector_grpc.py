@@ -4,6 +4,8 @@ import json
 import signal
 import socket
 import threading
+import time
+from pathlib import Path
 
 import grpc
 import pytest
@@ -148,17 +150,16 @@ def test_what_cannot_be_kept_is_unavailable_and_says_when_to_come_back(start, ca
 
 def test_both_receivers_share_one_bound(start, call):
     collector = start(grpc_port=0, max_pending=1000)
-    body = (
+    head = (
         b"POST /v1/logs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n"
     )
-    with collector.socket(body + b"x" * 1000):
+    with collector.socket(head + b"x" * 900):
         while not collector.metrics()["jarvis_collector_held_bytes"]:
-            pass
-        assert call(collector, request("x")) == b""
-    with collector.socket(body + b"x" * 1000), collector.socket(body + b"x" * 900):
-        while collector.metrics()["jarvis_collector_held_bytes"] <= 1000:
-            pass
-        assert call(collector, request("x")).code() is grpc.StatusCode.UNAVAILABLE
+            time.sleep(0.01)
+        assert call(collector, request("x" * 200)).code() is grpc.StatusCode.UNAVAILABLE
+    while collector.metrics()["jarvis_collector_held_bytes"]:
+        time.sleep(0.01)
+    assert call(collector, request("x")) == b""
 
 
 def test_a_call_without_a_token_is_refused_before_its_message_is_read(start, call):
@@ -202,7 +203,8 @@ def test_a_signal_ends_it_after_the_calls_in_flight_and_without_a_word_on_stderr
         sender.join()
     written = {line["message"] for line in collector.lines()}
     for answer in answers:
-        assert answer == b"" or answer.code() is grpc.StatusCode.UNAVAILABLE
+        # one of those that OTLP has clients send again
+        assert answer == b"" or answer.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
     assert len(written) >= 2000 * answers.count(b"")
     assert [line["message"].split()[0] for line in collector.said()] == ["listening", "stopped:"]
 
@@ -255,12 +257,10 @@ def test_without_grpcio_it_goes_on_unless_a_port_was_named(start, tmp_path):
 
 def test_grpc_is_not_loaded_where_it_is_not_wanted(start):
     collector = start()
-    maps = f"/proc/{collector.process.pid}/maps"
-    try:
-        with open(maps) as file:
-            loaded = file.read()
-    except FileNotFoundError:
+    maps = Path(f"/proc/{collector.process.pid}/maps")
+    if not maps.exists():
         pytest.skip("needs /proc")
+    loaded = maps.read_text()
     assert "httptools" in loaded
     assert "cygrpc" not in loaded
 

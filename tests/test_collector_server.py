@@ -32,7 +32,8 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from jarvis_collector.inflate import TooLargeError, inflate
+from jarvis_collector.inflate import inflate
+from jarvis_collector.otlp import TooLargeError
 from jarvis_collector.otlp import BadRequestError
 from tests.collectors import (
     COMMAND,

@@ -9,18 +9,14 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from jarvis_collector.otlp import BadRequestError
+from jarvis_collector.otlp import BadRequestError, TooLargeError
 
-__all__ = ["TooLargeError", "encodings", "inflate", "is_known", "sniff"]
+__all__ = ["encodings", "inflate", "is_known", "sniff"]
 
 _STEP = 1 << 16
 _MEMBERS_MAX = 1000
 _ZSTD_WINDOW_LOG = 25
 """32 MiB: RFC 9659 asks for 8 MiB, the best levels of common encoders use more; it is memory beside the body's."""
-
-
-class TooLargeError(ValueError):
-    """A body that grows beyond its bound when it is inflated."""
 
 
 class _Inflater(Protocol):

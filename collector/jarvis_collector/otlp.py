@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import StrEnum
 
-__all__ = ["BadRequestError", "Encoding", "Lines", "Signal", "read"]
+__all__ = ["BadRequestError", "Encoding", "Lines", "Signal", "TooLargeError", "read"]
 
 
 class Signal(StrEnum):
@@ -27,6 +27,17 @@ class BadRequestError(ValueError):
     """A body that is no OTLP request at all."""
 
 
+class TooLargeError(ValueError):
+    """A body that is small, or compressed, and would become too much."""
+
+
+RECORDS_MAX = 250_000
+"""So many records may one request have: the smallest costs some microseconds, in which no one else is served."""
+
+LINES_MAX = 256 * 1024 * 1024
+"""Bytes of the lines of one request; a resource is sent once and stands in each line."""
+
+
 class Lines:
     """What became of a request.
 
@@ -36,12 +47,29 @@ class Lines:
         problem: What is wrong with the first of these.
     """
 
-    __slots__ = ("lines", "problem", "refused")
+    __slots__ = ("expected", "lines", "problem", "records", "refused")
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []
-        self.refused = 0
+        self.refused = self.records = self.expected = 0
         self.problem = ""
+
+    def expect(self, count: int, shared: int) -> None:
+        """Reckons with records before their lines are made.
+
+        Args:
+            count: How many share a scope.
+            shared: Bytes that each of their lines has of it.
+
+        Raises:
+            TooLargeError: There are too many, or their lines will be too large.
+        """
+        self.records += count
+        self.expected += count * shared
+        if self.records > RECORDS_MAX:
+            raise TooLargeError(f"{self.records} records, at most {RECORDS_MAX} are taken in a request")
+        if self.expected > LINES_MAX:
+            raise TooLargeError(f"records whose lines would take over {LINES_MAX} bytes, for each repeats its resource")
 
     def refuse(self, where: str, error: Exception, count: int = 1) -> None:
         """Counts records that cannot be kept.
@@ -68,6 +96,7 @@ def read(signal: Signal, encoding: Encoding, body: bytes, arrival: int) -> Lines
         arrival: Nanoseconds since 1970.
 
     Raises:
+        TooLargeError: Its lines would be too many or too large.
         BadRequestError: The body cannot be read at all. Single records that cannot be read are counted as refused.
     """
     # each encoding is loaded when the first request in it comes

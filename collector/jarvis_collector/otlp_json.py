@@ -78,6 +78,7 @@ def read(signal: Signal, body: bytes, arrival: int) -> Lines:
             except Exception as error:  # whatever is wrong with it, only its own records are refused
                 out.refuse(f"{where}: resource or scope", error, len(listed))
                 continue
+            out.expect(len(listed), len(scope.resource.head) + len(scope.resource.tail))
             for k, record in enumerate(listed):
                 try:
                     out.lines.append(
@@ -98,8 +99,10 @@ def _read_alike(groups: list[ResourceLogs], arrival: int) -> Lines:
             where = f"resourceLogs[{i}].scopeLogs[{j}]"
             records = scope_group.log_records
             parts = (bytes(group.resource), group.schema_url, bytes(scope_group.scope), scope_group.schema_url)
+            shared = sum(map(len, parts))
+            out.expect(len(records), shared)
             try:
-                small = sum(map(len, parts)) <= _REMEMBERED_MAX
+                small = shared <= _REMEMBERED_MAX
                 scope = _known_scope(*parts) if small else _unread_scope(*parts)
             except Exception as error:  # whatever is wrong with it, only its own records are refused
                 out.refuse(f"{where}: resource or scope", error, len(records))

@@ -104,8 +104,10 @@ def _scopes(request: Any, kind: _Kind, out: Lines) -> Iterator[tuple[str, Scope,
             where = f"{kind.groups}[{i}].{kind.scope_groups}[{j}]"
             records = scope_group.records
             parts = (group.resource, group.schema_url, scope_group.scope, scope_group.schema_url)
+            shared = sum(map(len, parts))
+            out.expect(len(records), shared)
             try:
-                small = sum(map(len, parts)) <= _REMEMBERED_MAX
+                small = shared <= _REMEMBERED_MAX
                 scope = _known_scope(*parts) if small else _scope(*parts)
             except Exception as error:  # whatever is wrong with it, only its own records are refused
                 out.refuse(f"{where}: resource or scope", error, len(records))

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from jarvis_collector.config import CollectorConfig
-from jarvis_collector.inflate import TooLargeError, inflate
-from jarvis_collector.otlp import BadRequestError, Encoding, Lines, Signal, read
+from jarvis_collector.inflate import inflate
+from jarvis_collector.otlp import BadRequestError, Encoding, Lines, Signal, TooLargeError, read
 from jarvis_collector.writer import Write, Writer
 
 __all__ = ["RETRY_AFTER", "Outcome", "Receiver", "reason", "why_no_address"]

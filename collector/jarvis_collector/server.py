@@ -134,7 +134,11 @@ class Collector:
         self._started = time.time()
         self._access = Access(config)
         self._tls: ssl.SSLContext | None = tls_context(config)
-        self._writer = Writer(config.log_dir, lambda writes: loop.call_soon_threadsafe(self._settle, writes))
+        self._writer = Writer(
+            config.log_dir,
+            lambda writes: loop.call_soon_threadsafe(self._settle, writes),
+            components=config.components,
+        )
         self._receiver = Receiver(config, self._writer)
         pages = {"/healthz": self._health, "/metrics": self._metrics}
         self._application = OtlpHttp(self._receiver, self._access, pages, frozenset({"/healthz"}))
@@ -296,6 +300,7 @@ class Collector:
             self._log.error(f"records are not forwarded: {error}")
         self._config = self._receiver.config = self._http.config = new
         self._application.access = self._access = access
+        self._writer.components.wanted = new.components
         if self._grpc is not None:
             self._grpc.access = access
         parts = [f"{', '.join(news)} changed" if news else "nothing changed"]
@@ -304,9 +309,10 @@ class Collector:
 
     def _problem(self) -> str | None:
         """What keeps the collector from doing all that it should."""
-        writer, archivist = self._writer.problem, self._archivist
+        writer, components, archivist = self._writer.problem, self._writer.components.problem, self._archivist
         problems = [
             f"cannot write: {reason(writer)}" if writer is not None else None,
+            f"component files: {reason(components)}" if components is not None else None,
             f"retention: {archivist.problem}" if archivist is not None and archivist.problem else None,
             self._forward_problem(),
         ]

@@ -33,8 +33,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from jarvis_collector.inflate import inflate
-from jarvis_collector.otlp import TooLargeError
-from jarvis_collector.otlp import BadRequestError
+from jarvis_collector.otlp import BadRequestError, TooLargeError
 from tests.collectors import (
     COMMAND,
     JSON,

@@ -31,7 +31,18 @@ from jarvis_collector.record import (
 )
 from jarvis_collector.values import ATTRIBUTES_MAX, Attributes
 
-__all__ = ["Batch", "Column", "Reader", "UnlikeError", "few", "fill", "shown_column", "shown_json", "text_column"]
+__all__ = [
+    "Batch",
+    "Column",
+    "Reader",
+    "UnlikeError",
+    "few",
+    "fill",
+    "float_column",
+    "shown_column",
+    "shown_json",
+    "text_column",
+]
 
 _FEW = 3
 """So few records are made one by one: a batch costs as much as some of them."""
@@ -214,6 +225,19 @@ def text_column(key: str, texts: list[bytes]) -> Column:
         return Column(key, str, [orjson.dumps(text.decode()) for text in texts])
     except UnicodeDecodeError:
         raise UnlikeError from None
+
+
+def float_column(key: str, numbers: list[float]) -> Column:
+    """The column of an attribute whose values are these numbers.
+
+    Raises:
+        UnlikeError: One of them is no finite number.
+    """
+    # one call for all: orjson writes null for what JSON cannot say
+    values = orjson.dumps(numbers)
+    if b"null" in values:
+        raise UnlikeError
+    return Column(key, float, values[1:-1].split(b","))
 
 
 def shown_json(attributes: Attributes) -> tuple[type, bytes] | None:
@@ -426,6 +450,9 @@ def _mapped(function: Callable[..., bytes], *columns: Sequence[Any]) -> bytes | 
     """What a function makes of the values of columns; each combination is asked for once."""
     if all(column.count(column[0]) == len(column) for column in columns):
         return function(*(column[0] for column in columns))
+    if len(columns) == 1:
+        made = {value: function(value) for value in set(columns[0])}
+        return [made[value] for value in columns[0]]
     rows = list(zip(*columns, strict=True))
     table = {row: function(*row) for row in set(rows)}
     return [table[row] for row in rows]

@@ -8,6 +8,7 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Protocol
 
@@ -40,40 +41,43 @@ class Response:
 
     def encode(self) -> bytes:
         """The response as it is sent."""
-        lines = [
-            f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}",
-            f"Content-Type: {self.content_type}",
-            f"Content-Length: {len(self.body)}",
-            *(f"{name}: {value}" for name, value in self.headers.items()),
-        ]
+        headers = [f"{name}: {value}\r\n" for name, value in self.headers.items()]
         if self.close:
-            lines.append("Connection: close")
-        return "\r\n".join([*lines, "", ""]).encode("latin-1") + self.body
+            headers.append("Connection: close\r\n")
+        start = _response_start(self.status, self.content_type, len(self.body))
+        return b"".join([start, "".join(headers).encode("latin-1"), b"\r\n", self.body])
+
+
+@lru_cache(maxsize=64)
+def _response_start(status: int, content_type: str, length: int) -> bytes:
+    """The first lines of a response; most are answered alike."""
+    lines = [
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+        f"Content-Type: {content_type}",
+        f"Content-Length: {length}",
+    ]
+    return "\r\n".join([*lines, ""]).encode("latin-1")
 
 
 class Request:
     """A request as it comes in.
 
     Attributes:
+        path: The path of the URL, known with the headers.
         headers: Value by lower-case name; of a repeated one the last.
         body: As it was sent, not inflated.
     """
 
-    __slots__ = ("body", "headers", "keep_alive", "method", "refusal", "size", "url")
+    __slots__ = ("body", "headers", "keep_alive", "method", "path", "refusal", "size", "url")
 
     def __init__(self) -> None:
-        self.method = ""
+        self.method = self.path = ""
         self.url = b""
         self.headers: dict[str, str] = {}
         self.body = bytearray()
         self.size = 0
         self.keep_alive = True
         self.refusal: Response | None = None
-
-    @property
-    def path(self) -> str:
-        """The path of the URL."""
-        return self.url.partition(b"?")[0].decode("latin-1")
 
 
 class Application(Protocol):
@@ -159,9 +163,9 @@ class HttpServer:
 
     async def drain(self) -> None:
         """Stops listening, lets the requests in flight be answered, and closes every connection."""
-        assert self._server
-        assert self._sweeper
         self.draining = True
+        if self._server is None or self._sweeper is None:
+            return
         # asyncio loses a connection that is accepted, but not made yet, when its server closes: these are made first.
         for listener in self._server.sockets:
             asyncio.get_running_loop().remove_reader(listener.fileno())
@@ -186,7 +190,7 @@ class HttpServer:
             idle = next((other for other in self.connections if other.idle), None)
             if idle is None:
                 return False
-            # at once, not when asyncio comes to tell of its end: a burst of new ones must not all take the same one's place
+            # at once, not when asyncio tells of its end: else all of a burst would take the same one's place
             self.connections.discard(idle)
             idle.abort()
         self.connections.add(connection)
@@ -300,6 +304,7 @@ class Connection(asyncio.Protocol):
         assert self._transport
         self._in_head = False
         self._expect_within(self._server.config.body_timeout)
+        request.path = request.url.partition(b"?")[0].decode("latin-1")
         request.method = self._parser.get_method().decode("latin-1")
         request.keep_alive = self._parser.should_keep_alive()
         if self._headers > _HEADERS_MAX:

@@ -16,7 +16,17 @@ import orjson
 from msgspec import Raw
 
 from jarvis_collector.coarse_json import Record, ResourceLogs, resource_logs
-from jarvis_collector.columns import Batch, Column, UnlikeError, few, fill, shown_column, shown_json, text_column
+from jarvis_collector.columns import (
+    Batch,
+    Column,
+    UnlikeError,
+    few,
+    fill,
+    float_column,
+    shown_column,
+    shown_json,
+    text_column,
+)
 from jarvis_collector.otlp import BadRequestError, Lines, Signal
 from jarvis_collector.record import LogRecord, Resource, Scope, format_timestamp, log_line
 from jarvis_collector.spans import Event, Link, Span, span_line
@@ -35,11 +45,8 @@ _ATTRIBUTE = b'{"key":'
 """Begins an attribute in compact JSON. In a string its quotes would be escaped; it stands in nested values too, but
 what is cut there is no whole attribute."""
 _AFTER_KEY, _CONTENT = b',"value":{"', b'Value":'
-_INTEGERS = re.compile(rb"(?:0|-?[1-9][0-9]{0,17})(?:,(?:0|-?[1-9][0-9]{0,17}))*")
 _DECIMAL = re.compile("-?[0-9]{1,20}")
 _HEX = re.compile("(?:[0-9a-fA-F]{2})*")
-_NUMBERS = re.compile(rb"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?(?:,-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)*")
-
 _SEVERITIES = MappingProxyType(
     {
         f"SEVERITY_NUMBER_{name}{step or ''}": 1 + 4 * place + (step and step - 1)
@@ -183,15 +190,24 @@ _fields = attrgetter(*Record.__struct_fields__)
 
 
 def _times(times: Sequence[int | str]) -> list[int]:
-    texts = "".join(time for time in times if isinstance(time, str))
     try:
-        numbers = [*map(int, times)]
-    except ValueError:
-        raise UnlikeError from None
-    # int() would take blanks and underscores too
-    if (texts and not (texts.isascii() and texts.isdecimal())) or not 0 <= min(numbers) <= max(numbers) < _UINT64_END:
+        text = ",".join(times)  # type: ignore[arg-type]
+    except TypeError:
+        text = ",".join(map(str, times))
+    numbers = _numbers(text.encode(), len(times), {int})
+    if numbers is None or not 0 <= min(numbers) <= max(numbers) < _UINT64_END:
         raise UnlikeError
     return numbers
+
+
+def _numbers(joined: bytes, count: int, kinds: set[type]) -> list[Any] | None:
+    """So many numbers of these kinds out of their JSON with commas between; None where that is not what it is."""
+    # one call for all takes half as long as one for each
+    try:
+        numbers: list[Any] = orjson.loads(b"[%b]" % joined)
+    except orjson.JSONDecodeError:
+        return None
+    return numbers if len(numbers) == count and kinds.issuperset(map(type, numbers)) else None
 
 
 def _each(raws: Sequence[Raw]) -> list[bytes]:
@@ -270,11 +286,14 @@ def _varied_column(key: str, raws: list[bytes], before: bytes, end: bytes) -> Co
         return None
     if kind == b'stringValue":"':
         return _json_texts(key, texts)
-    if kind in (b'intValue":"', b'intValue":') and _INTEGERS.fullmatch(b",".join(texts)):
-        return Column(key, int, texts)
-    if kind == b'doubleValue":' and _NUMBERS.fullmatch(b",".join(texts)):
-        numbers = [*map(float, texts)]
-        return Column(key, float, [*map(orjson.dumps, numbers)]) if all(map(isfinite, numbers)) else None
+    if kind in (b'intValue":"', b'intValue":'):
+        numbers = _numbers(b",".join(texts), len(texts), {int})
+        if numbers is not None and _INT64_MIN <= min(numbers) <= max(numbers) < _INT64_END:
+            return Column(key, int, orjson.dumps(numbers)[1:-1].split(b","))
+    elif kind == b'doubleValue":':
+        numbers = _numbers(b",".join(texts), len(texts), {int, float})
+        if numbers is not None:
+            return float_column(key, [*map(float, numbers)])
     return None
 
 

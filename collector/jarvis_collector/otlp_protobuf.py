@@ -23,7 +23,17 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource as ResourceMes
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
 from jarvis_collector.coarse_protobuf import LogsRequest, Request
-from jarvis_collector.columns import Batch, Column, UnlikeError, few, fill, shown_column, shown_json, text_column
+from jarvis_collector.columns import (
+    Batch,
+    Column,
+    UnlikeError,
+    few,
+    fill,
+    float_column,
+    shown_column,
+    shown_json,
+    text_column,
+)
 from jarvis_collector.otlp import BadRequestError, Lines, Signal
 from jarvis_collector.record import LogRecord, Resource, Scope, format_timestamp, log_line
 from jarvis_collector.spans import Event, Link, Span, span_line
@@ -255,8 +265,7 @@ def _varied_column(key: str, raws: Sequence[bytes], head: bytes, at: int) -> Col
             return text_column(key, texts) if len(texts) == count else None
         if kind == _DOUBLE and size == start + 8:
             numbers = [_unpack_double(raw, start)[0] for raw in raws if raw.startswith(before)]
-            finite = len(numbers) == count and all(map(math.isfinite, numbers))
-            return Column(key, float, [*map(orjson.dumps, numbers)]) if finite else None
+            return float_column(key, numbers) if len(numbers) == count else None
     values = [
         raw[at:] for raw in raws if raw.startswith(head) and raw[at - 2] == _VALUE and raw[at - 1] == len(raw) - at
     ]

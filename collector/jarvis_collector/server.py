@@ -104,7 +104,6 @@ async def _serve(
         watch.cancel()
         for task in reloads:
             await task
-        await collector.drain()
     finally:
         await collector.stop()
 
@@ -190,7 +189,7 @@ class Collector:
         if config.grpc_port is None:
             return None
         # its C core tells stderr in a form of its own what is told here
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        os.putenv("GRPC_VERBOSITY", "NONE")
         try:
             try:
                 from jarvis_collector.grpc_server import GrpcServer  # noqa: PLC0415
@@ -242,12 +241,9 @@ class Collector:
         if self._forwarder is not None:
             self._forwarder.wake()
 
-    async def drain(self) -> None:
-        """Takes no more, and answers what was taken."""
-        await asyncio.gather(self._http.drain(), *([self._grpc.stop()] if self._grpc else []))
-
     async def stop(self) -> None:
-        """Ends the threads; what was handed to the writer is written first."""
+        """Takes no more, answers what was taken, and ends the threads."""
+        await asyncio.gather(self._http.drain(), *([self._grpc.stop()] if self._grpc else []))
         await self._loop.run_in_executor(None, self._writer.stop)
         for thread in (self._forwarder, self._archivist):
             if thread is not None:
@@ -363,6 +359,13 @@ class Collector:
             Metric("commits_total", "counter", "Groups of lines written and synced to a file.", {"": writer.commits}),
             Metric("commit_failures_total", "counter", "Groups that could not be written.", {"": writer.failures}),
             Metric("sync_seconds_total", "counter", "Time that fsync took, of all commits.", {"": writer.sync_seconds}),
+            Metric("sync_seconds_max", "gauge", "The longest fsync so far.", {"": writer.sync_seconds_max}),
+            Metric(
+                "component_lines_missed_total",
+                "counter",
+                "Lines missing in files of services.",
+                {"": writer.components.missed},
+            ),
             Metric("held_bytes", "gauge", "Bytes of bodies and lines in memory.", {"": receiver.held}),
             Metric("connections", "gauge", "Open HTTP connections.", {"": len(self._http.connections)}),
             Metric(

@@ -70,6 +70,7 @@ class Writer:
         self.failures = 0
         self.bytes_written = 0
         self.sync_seconds = 0.0
+        self.sync_seconds_max = 0.0
         self._log_dir = log_dir
         self._settle = settle
         self._clock = clock
@@ -156,6 +157,7 @@ class Writer:
         self.commits += 1
         self.bytes_written += size
         self.sync_seconds += seconds
+        self.sync_seconds_max = max(self.sync_seconds_max, seconds)
         if stream == LOGS_STREAM:
             self.components.append(self._day, lines)
 

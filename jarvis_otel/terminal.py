@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
-__all__ = ["Paint", "printable", "table", "tell", "wants_color"]
+__all__ = ["Paint", "pager", "printable", "table", "tell", "wants_color"]
 
 _CODES = {"dim": "2", "bold": "1", "red": "31", "green": "32", "yellow": "33", "magenta": "35", "cyan": "36"}
 
@@ -40,6 +41,21 @@ def wants_color(stream: TextIO | None, environ: Mapping[str, str] | None = None)
     if environ.get("NO_COLOR"):
         return False
     return bool(environ.get("FORCE_COLOR")) or (stream is not None and stream.isatty())
+
+
+def pager(environ: Mapping[str, str] | None = None) -> tuple[list[str], dict[str, str]]:
+    """The command that shows long text, and its environment; no command where people want none.
+
+    Args:
+        environ: The environment; that of the process if None. PAGER names it (`cat` is none), else it is less, which
+            lets colours through. Like NO_COLOR these variables are the terminal's, no settings of ours.
+    """
+    environ = os.environ if environ is None else environ
+    try:
+        command = shlex.split(environ.get("PAGER", "less"))
+    except ValueError:
+        command = []  # an open quote
+    return ([] if command[:1] == ["cat"] else command), {"LESS": "R", **environ}
 
 
 def tell(line: str) -> None:

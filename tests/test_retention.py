@@ -192,6 +192,14 @@ def test_today_is_never_touched_however_short_room_is_nor_a_day_that_has_not_beg
     assert "nothing is left that may be purged" in report.problems[0]
 
 
+def test_nothing_is_purged_in_vain_where_others_fill_the_disk(logs, put):
+    kept = [put(2), put(1)]
+    report = passed(logs, Retention(min_free=1.0))
+    assert [archive_path(path).exists() for path in kept] == [True, True]
+    assert (report.purged, len(report.problems)) == ([], 1)
+    assert "others fill the disk" in report.problems[0]
+
+
 def test_days_that_a_writer_goes_on_with_after_the_clock_went_back_lose_and_double_nothing(logs):
     sent = []
     for number, day in enumerate((TODAY, TODAY - timedelta(days=20), TODAY)):

@@ -440,7 +440,7 @@ def run_forward_only(
 
 def _forwarder(config: CollectorConfig, own_log: OwnLog) -> Forwarder:
     if config.loki is None:
-        raise CollectorError("nothing to forward to: set JARVIS_LOKI_URL, or loki.url in jarvis.yaml")
+        raise CollectorError("nothing to forward to: set JARVIS_LOKI_URL, or loki_url in jarvis.yaml")
     return Forwarder(config.loki, config.log_dir, own_log)
 
 

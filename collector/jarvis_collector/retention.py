@@ -309,18 +309,23 @@ class _Pass:
 
         for file in self._oldest_first(archived=False):
             if excess() <= 0:
-                return
+                break
             with self._told(file.path):
                 self._check_forwarded(file)
                 self._archive(file)
+        missing = short - self._freed
+        in_vain = missing > sum(file.size for file in self._oldest_first())
+        if in_vain:
+            # others fill the disk: to lose all that is here would not make the room either
+            short = 0
         for file in self._oldest_first(archived=True):
             if excess() <= 0:
-                return
+                break
             with self._told(file.path):
                 self._purge(file)
         for file in self._oldest_first(archived=False):
             if excess() <= 0:
-                return
+                break
             with self._told(file.path):
                 name, waiting = self._name(file.path), self._report.waiting
                 self._purge(file)
@@ -331,6 +336,11 @@ class _Pass:
             self._report.problems.append(
                 f"{self._log_dir}: {excess()} bytes too much for max_total_bytes and min_free, "
                 "and nothing is left that may be purged; raise them or make room"
+            )
+        elif in_vain:
+            self._report.problems.append(
+                f"{self._log_dir}: {missing} bytes are missing for min_free, which is more than all that may be purged "
+                "here, so nothing was purged for it: others fill the disk; make room or lower it"
             )
 
     def _oldest_first(self, *, archived: bool | None = None) -> list[_File]:

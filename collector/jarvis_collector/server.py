@@ -72,7 +72,12 @@ def run(
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (min(_FILES_MIN, hard), hard))
     with locked(config.log_dir):
-        asyncio.run(_serve(config, ready, reload, log or OwnLog()))
+        try:
+            asyncio.run(_serve(config, ready, reload, log or OwnLog()))
+        finally:
+            # the interpreter gives the signals back before it ends, and a second SIGTERM would kill what has ended well
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
 
 
 async def _serve(
@@ -334,7 +339,8 @@ class Collector:
                 "uptime_seconds": round(time.time() - self._started, 1),
                 "version": self._config.version,
             }
-        return Response(200 if problem is None else 503, orjson.dumps(status), Encoding.JSON)
+        # what only delays Loki or the archives is no reason to take a collector out of service that keeps all it is sent
+        return Response(200 if self._writer.problem is None else 503, orjson.dumps(status), Encoding.JSON)
 
     def _metrics(self, _: bool) -> Response:
         writer, receiver, http = self._writer, self._receiver, self._application.answers

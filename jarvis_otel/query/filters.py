@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from jarvis_collector.record import UNKNOWN_SERVICE
+from jarvis_otel.query import logql
 from jarvis_otel.query.times import Interval, canonical_time
 from jarvis_otel.settings import LEVELS
 
 __all__ = [
     "ESCAPE",
+    "LOKI_LABELS",
     "Filter",
     "Needle",
     "Record",
@@ -39,6 +41,19 @@ ESCAPE = b"\\u"
 
 _ALIASES = {"WARN": "WARNING", "FATAL": "CRITICAL"}
 _NEEDLES_MAX = 16
+
+LOKI_LABELS: Mapping[str, tuple[str, ...]] = {
+    "service": ("jarvis.service", "service.name"),
+    "correlation_id": ("jarvis.correlation_id", "trace_id"),
+    "trace_id": ("trace_id",),
+    "span_id": ("span_id",),
+    "request_id": ("jarvis.request_id",),
+    "user_id": ("user.id",),
+    "session_id": ("session.id",),
+    "event": ("event_name",),
+    "logger": ("scope_name",),
+}
+"""Under which names Loki knows the keys of a line."""
 
 # Quote, backslash and slash have two-character escapes beside \u; control characters are always escaped.
 _PLAIN = re.compile(r'[^"\\/\x00-\x1f\ud800-\udfff]+')
@@ -82,12 +97,14 @@ class Filter:
         needle: Bytes that a wanted line holds, if there are such.
         possible: Whether a line of these bytes can be wanted, if that can be said.
         request: Bytes that a whole OTLP/JSON request holds in which a wanted record is; a wanted line holds them too.
+        loki: What Loki is asked, so that little else comes back.
     """
 
     matches: Callable[[Record], bool]
     needle: Needle | None = None
     possible: Callable[[bytes], bool] | None = None
     request: Needle | None = None
+    loki: logql.Asked = logql.ANYTHING
 
 
 def equalling(text: str) -> Needle | None:
@@ -166,14 +183,16 @@ def level_filter(text: str) -> Filter:
     wanted = {level for level, number in LEVELS.items() if (level == name if exact else number >= LEVELS[name])}
     # below WARNING nearly every line would be a hit: parsing is cheaper than looking first
     rare = exact or LEVELS[name] >= LEVELS["WARNING"]
-    return Filter(lambda record: _text(record.get("level")) in wanted, _any_of(sorted(wanted)) if rare else None)
+    needle = _any_of(sorted(wanted)) if rare else None
+    return Filter(lambda record: _text(record.get("level")) in wanted, needle, loki=logql.levels(wanted))
 
 
 def field_filter(key: str, value: str) -> Filter:
     """Records of which one key of the line, `service` or an id, is exactly this text."""
     # the one text that a line says of a request that does not
     request = None if value == UNKNOWN_SERVICE else _value_in_request(value)
-    return Filter(lambda record: record.get(key) == value, equalling(value), request=request)
+    loki = logql.equals_any(LOKI_LABELS[key], (value,)) if key in LOKI_LABELS else logql.ANYTHING
+    return Filter(lambda record: record.get(key) == value, equalling(value), request=request, loki=loki)
 
 
 def user_filter(names: Iterable[str]) -> Filter:
@@ -183,6 +202,7 @@ def user_filter(names: Iterable[str]) -> Filter:
         lambda record: _text(record.get("user_id")) in wanted,
         _any_of(sorted(wanted)),
         request=_any_of(sorted(wanted), _value_in_request),
+        loki=logql.equals_any(LOKI_LABELS["user_id"], wanted),
     )
 
 
@@ -193,6 +213,7 @@ def correlation_filter(correlation_id: str, trace_ids: Iterable[str] = ()) -> Fi
         lambda record: record.get("correlation_id") == correlation_id or _text(record.get("trace_id")) in traces,
         _any_of(sorted({correlation_id, *traces})),
         request=_any_of(sorted({correlation_id, *traces}), _value_in_request),
+        loki=logql.equals_any(LOKI_LABELS["correlation_id"], {correlation_id, *traces}),
     )
 
 
@@ -212,8 +233,10 @@ def flag_filter(text: str) -> Filter:
         raise ValueError(f"got {text!r}, want FLAG, FLAG=off or FLAG=variant")
     needle, request = equalling(flag_id), contained_in_request(flag_id)
     if equals:
-        return Filter(lambda record: flag_states(record).get(flag_id) == variant, needle, request=request)
-    return Filter(lambda record: flag_id in _list(record.get("active_flags")), needle, request=request)
+        loki = logql.flag_is(flag_id, variant)
+        return Filter(lambda record: flag_states(record).get(flag_id) == variant, needle, request=request, loki=loki)
+    loki = logql.flag_was_on(flag_id)
+    return Filter(lambda record: flag_id in _list(record.get("active_flags")), needle, request=request, loki=loki)
 
 
 def flag_states(record: Record) -> dict[str, str]:
@@ -244,7 +267,8 @@ def text_filter(text: str) -> Filter:
             parts += [error.get("message"), error.get("stack_trace")]
         return any(wanted in part.lower() for part in _texts(parts))
 
-    return Filter(matches, containing(text), request=contained_in_request(text, any_case=True))
+    request = contained_in_request(text, any_case=True)
+    return Filter(matches, containing(text), request=request, loki=logql.says_anywhere(text))
 
 
 def interval_filter(interval: Interval) -> Filter | None:

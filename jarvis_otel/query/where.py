@@ -7,11 +7,12 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from jarvis_collector.record import UNKNOWN_SERVICE
-from jarvis_otel.query.filters import Filter, Needle, contained_in_request, containing, equalling
+from jarvis_collector.record import FLAG_PREFIX, UNKNOWN_SERVICE
+from jarvis_otel.query import logql
+from jarvis_otel.query.filters import LOKI_LABELS, Filter, Needle, contained_in_request, containing, equalling
 from jarvis_otel.settings import LEVELS
 
-__all__ = ["where_filter"]
+__all__ = ["look_up", "where_filter"]
 
 _LENGTH_MAX = 4096
 _DEPTH_MAX = 50
@@ -86,7 +87,7 @@ class _Parser:
         if len(parts) == 1:
             return parts[0]
         tests = [part.matches for part in parts]
-        return Filter(lambda record: any(test(record) for test in tests))
+        return Filter(lambda record: any(test(record) for test in tests), loki=_names_of(parts))
 
     def _both(self) -> Filter:
         parts = [self._negation()]
@@ -97,7 +98,8 @@ class _Parser:
         tests = [part.matches for part in parts]
         needle = next((part.needle for part in parts if part.needle), None)
         request = next((part.request for part in parts if part.request), None)
-        return Filter(lambda record: all(test(record) for test in tests), needle, request=request)
+        loki = logql.all_of([part.loki for part in parts])
+        return Filter(lambda record: all(test(record) for test in tests), needle, request=request, loki=loki)
 
     def _negation(self) -> Filter:
         negated = False
@@ -106,7 +108,7 @@ class _Parser:
         inner = self._operand()
         if not negated:
             return inner
-        return Filter(lambda record: not inner.matches(record))
+        return Filter(lambda record: not inner.matches(record), loki=_names_of([inner]))
 
     def _operand(self) -> Filter:
         if self._peek()[:2] == ("paren", "("):
@@ -166,22 +168,75 @@ def _comparison(field: str, compare: str, value: _Token) -> Filter:
     bare = value.kind == "word"
     text = value.text if bare else re.sub(r"\\(.)", r"\1", value.text[1:-1], flags=re.DOTALL)
     if compare == "~=":
-        return _test(path, _contains(text), containing(text), _request_needle(path, text, any_case=True))
+        request = _request_needle(path, text, any_case=True)
+        return _test(path, _contains(text), containing(text), request, _says_in_loki(path, text))
     if compare in ("=", "!="):
         sought = not (bare and _is_literal(text))
         needle, request = (equalling(text), _request_needle(path, text)) if sought else (None, None)
-        equal = _test(path, _equals(text, bare=bare), needle, request)
-        return equal if compare == "=" else Filter(lambda record: not equal.matches(record))
+        loki = _is_in_loki(path, text) if sought else _named_in_loki(path)
+        equal = _test(path, _equals(text, bare=bare), needle, request, loki)
+        return equal if compare == "=" else Filter(lambda record: not equal.matches(record), loki=_names_of([equal]))
     if field == "level" and text.upper() in LEVELS:
         limit, order = LEVELS[text.upper()], _ORDER[compare]
-        return _test(path, lambda found: isinstance(found, str) and found in LEVELS and order(LEVELS[found], limit))
-    return _test(path, _is_ordered(_ORDER[compare], text, bare=bare))
+        loki = logql.levels({level for level, number in LEVELS.items() if order(number, limit)})
+        return _test(
+            path, lambda found: isinstance(found, str) and found in LEVELS and order(LEVELS[found], limit), loki=loki
+        )
+    number = _number(text) if bare and field == "duration_ms" else None
+    loki = _named_in_loki(path) if number is None else logql.number_compares("jarvis.duration_ms", compare, number)
+    return _test(path, _is_ordered(_ORDER[compare], text, bare=bare), loki=loki)
 
 
 def _test(
-    path: list[str], test: Callable[[Any], bool], needle: Needle | None = None, request: Needle | None = None
+    path: list[str],
+    test: Callable[[Any], bool],
+    needle: Needle | None = None,
+    request: Needle | None = None,
+    loki: logql.Asked = logql.ANYTHING,
 ) -> Filter:
-    return Filter(lambda record: test(_look_up(record, path)), needle, request=request)
+    return Filter(lambda record: test(look_up(record, path)), needle, request=request, loki=loki)
+
+
+def _names_of(parts: list[Filter]) -> logql.Asked:
+    return logql.some_of([part.loki for part in parts])
+
+
+def _named_in_loki(path: list[str]) -> logql.Asked:
+    """Only how the question spells the attribute that a field is."""
+    before = {"context": "", "flags": FLAG_PREFIX}.get(path[0])
+    return logql.ANYTHING if before is None or len(path) < 2 else logql.Asked((), (before + ".".join(path[1:]),))
+
+
+def _is_in_loki(path: list[str], text: str) -> logql.Asked:
+    """What Loki is asked of a field that is this text."""
+    match path:
+        case ["message"]:
+            return logql.line_holds(text)
+        case ["level"]:
+            return logql.levels({text} & LEVELS.keys())
+        case ["error", "type"]:
+            return logql.type_is(text)
+        case ["error", "message"]:
+            return logql.equals_any(("exception.message",), (text,))
+        case ["flags", _, *_]:
+            return logql.flag_is(".".join(path[1:]), text)
+        case ["context", _, *_]:
+            return logql.attribute_is(".".join(path[1:]), text)
+        case [key] if key in LOKI_LABELS:
+            return logql.equals_any(LOKI_LABELS[key], (text,))
+    return logql.ANYTHING
+
+
+def _says_in_loki(path: list[str], text: str) -> logql.Asked:
+    """What Loki is asked of a field that holds this text."""
+    match path:
+        case ["error", "type" | "message" as key]:
+            return logql.says((f"exception.{key}",), text)
+        case ["context", _, *_]:
+            return logql.attribute_says(".".join(path[1:]), text)
+        case [key] if key in LOKI_LABELS:
+            return logql.says(LOKI_LABELS[key], text)
+    return _named_in_loki(path)
 
 
 def _request_needle(path: list[str], text: str, *, any_case: bool = False) -> Needle | None:
@@ -190,7 +245,7 @@ def _request_needle(path: list[str], text: str, *, any_case: bool = False) -> Ne
     return contained_in_request(text, any_case=any_case)
 
 
-def _look_up(value: Any, path: list[str]) -> Any:
+def look_up(value: Any, path: list[str]) -> Any:
     """The value at a path; a key may itself hold dots, and the longest such key that leads on wins."""
     if not path:
         return value
@@ -198,7 +253,7 @@ def _look_up(value: Any, path: list[str]) -> Any:
         return _MISSING
     for count in range(len(path), 0, -1):
         key = ".".join(path[:count])
-        if key in value and (found := _look_up(value[key], path[count:])) is not _MISSING:
+        if key in value and (found := look_up(value[key], path[count:])) is not _MISSING:
             return found
     return _MISSING
 

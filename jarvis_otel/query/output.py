@@ -1,0 +1,164 @@
+"""Where the answer of a command goes, and the talk about it: standard output, perhaps through a pager, and stderr."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Self
+
+from jarvis_otel.terminal import pager
+
+__all__ = ["Output", "Progress"]
+
+_COLOR = re.compile(r"\x1b\[[0-9;]*m")
+_AFTER_S = 1.0
+_EVERY_S = 0.25
+
+
+class Output:
+    """Standard output; on a terminal, a pager when the answer is longer than the screen.
+
+    Until it is longer than the screen the text is held back, so `write` is for commands that end.
+
+    Args:
+        paged: Whether a pager may be used; it is for terminals alone.
+        on_first: Called before the first text gets to a terminal.
+    """
+
+    def __init__(self, *, paged: bool, on_first: Callable[[], object] = lambda: None) -> None:
+        self._terminal = sys.stdout.isatty()
+        self._command, self._environ = pager() if paged and self._terminal else ([], {})
+        self._on_first = on_first
+        self._held: list[bytes] = []
+        self._rows = 0
+        self._pager: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if self._held:
+                self._pass_on(self._release())
+        finally:
+            self._close_pager()
+
+    def write(self, piece: str | bytes) -> None:
+        """Writes; in UTF-8 whatever the terminal says: the data has one encoding.
+
+        Raises:
+            BrokenPipeError: Whoever reads has seen enough.
+        """
+        data = piece.encode("utf-8", "backslashreplace") if isinstance(piece, str) else piece
+        if self._command:
+            size = shutil.get_terminal_size()
+            self._held.append(data)
+            self._rows += _rows(data, size.columns)
+            if self._rows < size.lines:
+                return
+            self._start_pager()
+            data = self._release()
+        self._pass_on(data)
+
+    def flush(self) -> None:
+        """Lets what was written be seen."""
+        sys.stdout.buffer.flush()
+
+    def _release(self) -> bytes:
+        data = b"".join(self._held)
+        self._held = []
+        return data
+
+    def _pass_on(self, data: bytes) -> None:
+        if self._terminal:
+            self._on_first()
+        if self._pager is not None:
+            assert self._pager.stdin
+            self._pager.stdin.write(data)
+        else:
+            sys.stdout.buffer.write(data)
+
+    def _start_pager(self) -> None:
+        self._on_first()
+        sys.stdout.flush()
+        with suppress(OSError):  # without one the text just scrolls by
+            self._pager = subprocess.Popen(self._command, stdin=subprocess.PIPE, env=self._environ)  # noqa: S603
+        self._command = []
+
+    def _close_pager(self) -> None:
+        """Waits until the reader leaves the pager, whatever keys are pressed in it."""
+        if self._pager is None:
+            return
+        assert self._pager.stdin
+        with suppress(BrokenPipeError, KeyboardInterrupt):
+            self._pager.stdin.close()
+        while True:
+            try:
+                self._pager.wait()
+            except KeyboardInterrupt:
+                continue
+            return
+
+
+def _rows(data: bytes, columns: int) -> int:
+    """The rows of a terminal that a text takes."""
+    text = _COLOR.sub("", data.decode("utf-8", "replace"))
+    return sum(max(1, -(-len(line) // max(1, columns))) for line in text.split("\n")[:-1])
+
+
+class Progress:
+    """Says on a terminal's stderr how far a command has come that takes longer than a second; wiped when it ends.
+
+    Args:
+        state: What to say.
+    """
+
+    def __init__(self, state: Callable[[], str]) -> None:
+        self._state = state
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self._shown = False
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        if sys.stderr is not None and sys.stderr.isatty():
+            self._thread = threading.Thread(target=self._run, name="jarvis-progress", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Wipes it, and says no more."""
+        self._ended.set()
+        self.wipe()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def wipe(self) -> None:
+        """Clears the line, for something else to be written there."""
+        with self._lock:
+            if self._shown:
+                sys.stderr.write("\r\x1b[K")
+                sys.stderr.flush()
+                self._shown = False
+
+    def _run(self) -> None:
+        begun = time.monotonic()
+        wait = _AFTER_S
+        while not self._ended.wait(wait):
+            wait = _EVERY_S
+            text = f"{self._state()}, {time.monotonic() - begun:.0f} s"
+            with self._lock:
+                if not self._ended.is_set():
+                    sys.stderr.write(f"\r{text[: shutil.get_terminal_size().columns - 1]}\x1b[K")
+                    sys.stderr.flush()
+                    self._shown = True

@@ -1,0 +1,306 @@
+"""Counts of records: over time by level, and by any field."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta, tzinfo
+
+import orjson
+
+from jarvis_otel.query.errors import QueryError
+from jarvis_otel.query.filters import Record
+from jarvis_otel.query.times import Interval
+from jarvis_otel.query.where import look_up
+from jarvis_otel.settings import LEVELS
+
+__all__ = ["BARS", "OTHER", "Bar", "Group", "Stats", "bars", "collapse", "count", "parse_fields", "parse_width"]
+
+OTHER = "OTHER"
+"""What a level is counted under that is none of ours."""
+
+BARS = 40
+"""So many bars are drawn at most where nobody says how wide one is."""
+
+_BARS_MAX = 100_000
+_FIELDS_MAX = 8
+_ERRORS = frozenset({"ERROR", "CRITICAL"})
+_DISTINCT_MAX = 50_000
+_TEXT_MAX = 500
+
+_SECOND, _MINUTE, _HOUR = (len(text) for text in ("2026-01-18T13:30:01", "2026-01-18T13:30", "2026-01-18T13"))
+# so many times by level are kept apart before they are counted by the next coarser one
+_TIMES_MAX = {_SECOND: 20_000, _MINUTE: 200_000, _HOUR: 500_000}
+_COARSER = {_SECOND: _MINUTE, _MINUTE: _HOUR}
+_STEPS = {_SECOND: timedelta(seconds=1), _MINUTE: timedelta(minutes=1), _HOUR: timedelta(hours=1)}
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - the clock on the wall has no zone
+
+# each is a multiple of the one before
+_WIDTHS = tuple(
+    timedelta(seconds=seconds)
+    for seconds in (1, 5, 10, 30, 60, 300, 600, 1800, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 86400)
+)
+_WIDTH = re.compile(r"([1-9][0-9]{0,5})([smhd])", re.ASCII)
+_WIDTH_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+_CHANGING = re.compile(
+    r"""
+      [0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}
+    | \b0x[0-9a-fA-F]+
+    | \b(?=[0-9a-fA-F]*[0-9])(?=[0-9a-fA-F]*[a-fA-F])[0-9a-fA-F]{7,}\b
+    | (?<![A-Za-z_])[0-9]+(?:[.,:][0-9]+)*
+    """,
+    re.VERBOSE,
+)
+
+
+@dataclass(slots=True)
+class Group:
+    """Counts by one field, or by the combination of several.
+
+    Attributes:
+        fields: The fields.
+        counts: Records by the values of the fields; None where a record has none.
+        errors: Those of ERROR and above.
+        beyond: Records whose values were no longer told apart: the first 50,000 are.
+        beyond_errors: Those of ERROR and above.
+    """
+
+    fields: tuple[str, ...]
+    counts: Counter[tuple[str | None, ...]] = field(default_factory=Counter)
+    errors: Counter[tuple[str | None, ...]] = field(default_factory=Counter)
+    beyond: int = 0
+    beyond_errors: int = 0
+
+    def add(self, record: Record, *, is_error: bool) -> None:
+        """Counts a record, once for each element where a value is a list."""
+        keys: list[tuple[str | None, ...]] = [()]
+        for name in self.fields:
+            values = _values(record, name)
+            keys = [(*key, value) for key in keys for value in values]
+        for key in keys:
+            if key in self.counts or len(self.counts) < _DISTINCT_MAX:
+                self.counts[key] += 1
+                self.errors[key] += is_error
+            else:
+                self.beyond += 1
+                self.beyond_errors += is_error
+
+    def top(self, number: int) -> tuple[list[tuple[tuple[str | None, ...], int, int]], tuple[int, int, int]]:
+        """The most frequent values, and what is left.
+
+        Args:
+            number: How many values; 0 is all.
+
+        Returns:
+            Values, records and errors, most frequent first; and of all others how many values there are at least,
+            records and errors.
+        """
+        ordered = sorted(self.counts.items(), key=lambda item: (-item[1], [part or "" for part in item[0]]))
+        shown, rest = (ordered[:number], ordered[number:]) if number else (ordered, [])
+        return (
+            [(key, records, self.errors[key]) for key, records in shown],
+            (
+                len(rest) + (self.beyond > 0),
+                sum(records for _, records in rest) + self.beyond,
+                sum(self.errors[key] for key, _ in rest) + self.beyond_errors,
+            ),
+        )
+
+
+@dataclass(slots=True)
+class Stats:
+    """Records counted.
+
+    Attributes:
+        records: How many there are.
+        earliest, latest: Their first and last timestamp, empty where there are none.
+        times: Records by the beginning of their timestamp, which has `precision` characters, and level.
+        precision: To the second, the minute or the hour, as far as that is bounded.
+        groups: Counts by fields.
+    """
+
+    groups: list[Group]
+    records: int = 0
+    earliest: str = ""
+    latest: str = ""
+    precision: int = _SECOND
+    times: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def levels(self) -> dict[str, int]:
+        """Records by level, the lowest first, without those that there are none of."""
+        counts: Counter[str] = Counter()
+        for (_, level), number in self.times.items():
+            counts[level] += number
+        return {level: counts[level] for level in (*LEVELS, OTHER) if counts[level]}
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One step of time.
+
+    Attributes:
+        start: Its beginning, aware.
+        counts: Records by level.
+    """
+
+    start: datetime
+    counts: Counter[str]
+
+
+def parse_width(text: str) -> timedelta:
+    """How long a bar is: `30s`, `5m`, `1h`, `1d`.
+
+    Raises:
+        QueryError: The text is none of these.
+    """
+    found = _WIDTH.fullmatch(text)
+    if found is None:
+        raise QueryError("bucket", f"got {text!r}, want a length such as 30s, 5m, 1h or 1d")
+    return timedelta(seconds=int(found[1]) * _WIDTH_UNITS[found[2]])
+
+
+def parse_fields(texts: Iterable[str]) -> list[tuple[str, ...]]:
+    """The fields to count by; with commas between them, combinations.
+
+    Raises:
+        QueryError: A field has no name, or there are more than 8.
+    """
+    parsed = [tuple(part.strip() for part in text.split(",")) for text in texts]
+    if any(not name for fields in parsed for name in fields):
+        raise QueryError("by", "got a field without a name, want one such as service, error.type or flags.NEW_UI")
+    if sum(map(len, parsed)) > _FIELDS_MAX:
+        raise QueryError("by", f"got more than {_FIELDS_MAX} fields")
+    return parsed
+
+
+def count(
+    found: Iterable[tuple[str, Record]], fields: Sequence[tuple[str, ...]], width: timedelta | None = None
+) -> Stats:
+    """Counts records, in bounded memory.
+
+    Args:
+        found: Canonical timestamp and record.
+        fields: Count by these; each may be a combination.
+        width: How long a bar will be, if that is known.
+
+    Raises:
+        QueryError: There are too many bars.
+    """
+    stats = Stats(
+        [Group(names) for names in fields], precision=_MINUTE if width and not width % _STEPS[_MINUTE] else _SECOND
+    )
+    times, precision = stats.times, stats.precision
+    earliest, latest, records = "~", "", 0
+    for time, record in found:
+        records += 1
+        earliest, latest = min(earliest, time), max(latest, time)
+        level = record.get("level")
+        level = level if isinstance(level, str) and level in LEVELS else OTHER
+        times[time[:precision], level] += 1
+        if len(times) > _TIMES_MAX[precision]:
+            precision = _coarsened(stats, fixed=width is not None)
+        for group in stats.groups:
+            group.add(record, is_error=level in _ERRORS)
+    stats.records, stats.earliest, stats.latest = records, earliest if records else "", latest
+    return stats
+
+
+def _coarsened(stats: Stats, *, fixed: bool) -> int:
+    """The next coarser precision, to which the counts are brought; a fixed one only has its bound."""
+    if fixed or stats.precision == _HOUR:
+        if len(stats.times) > _TIMES_MAX[_HOUR]:
+            raise _too_many()
+        return stats.precision
+    stats.precision = _COARSER[stats.precision]
+    fine = list(stats.times.items())
+    stats.times.clear()
+    for (time, level), number in fine:
+        stats.times[time[: stats.precision], level] += number
+    return stats.precision
+
+
+def _too_many() -> QueryError:
+    return QueryError("bucket", f"got one for more than {_BARS_MAX} bars, want a longer one, or a shorter interval")
+
+
+def bars(
+    stats: Stats, interval: Interval, width: timedelta | None = None, zone: tzinfo | None = None
+) -> tuple[timedelta, list[Bar]]:
+    """The records over time; the bars lie on round times of the zone, and none is left out between two others.
+
+    Args:
+        stats: The counts.
+        interval: What was asked for; where one of its ends is open the records say it.
+        width: How long a bar is; a round length that makes at most 40 of them if None.
+        zone: The machine's own if None.
+
+    Returns:
+        How long a bar is, and the bars in their order.
+
+    Raises:
+        QueryError: There would be more than 100,000 bars.
+    """
+    if not stats.records:
+        return width or _WIDTHS[0], []
+    first, last = datetime.fromisoformat(stats.earliest), datetime.fromisoformat(stats.latest)
+    since, until = min(interval.since or first, first), max(interval.until or last, last)
+    width = width or _round_width(until - since, _STEPS[stats.precision])
+    counts: dict[datetime, Counter[str]] = {}
+    starts: dict[str, datetime] = {}
+    for (text, level), number in stats.times.items():
+        if text not in starts:
+            starts[text] = _start(_moment(text), width, zone)
+        counts.setdefault(starts[text], Counter())[level] += number
+    start, end = _start(since, width, zone), _start(until, width, zone)
+    if (end - start) / width > _BARS_MAX:
+        start, end = min(counts), max(counts)
+        if (end - start) / width > _BARS_MAX:
+            raise _too_many()
+    while start < end:
+        counts.setdefault(start, Counter())
+        following = _start(start + width, width, zone)
+        start = following if following > start else start + width  # a clock that was put back
+    return width, [Bar(start, counts[start]) for start in sorted(counts)]
+
+
+def _round_width(span: timedelta, least: timedelta) -> timedelta:
+    for width in _WIDTHS:
+        if width >= least and span / width <= BARS - 1:
+            return width
+    return timedelta(days=span // (timedelta(days=1) * (BARS - 1)) + 1)
+
+
+def _moment(text: str) -> datetime:
+    rest = {_SECOND: "", _MINUTE: ":00", _HOUR: ":00:00"}[len(text)]
+    return datetime.fromisoformat(f"{text}{rest}+00:00")
+
+
+def _start(moment: datetime, width: timedelta, zone: tzinfo | None) -> datetime:
+    """The start of the bar that a moment is in: a multiple of the width by the clock on the wall."""
+    try:
+        local = moment.astimezone(zone)
+        wall = local.replace(tzinfo=None) - _EPOCH
+        return (_EPOCH + wall // width * width - (local.utcoffset() or timedelta())).replace(tzinfo=UTC)
+    except OverflowError:
+        return moment  # the first or last days of the calendar
+
+
+def collapse(text: str) -> str:
+    """The text with what changes from one record to the next, numbers and ids, as `#`."""
+    return _CHANGING.sub("#", text)
+
+
+def _values(record: Record, name: str) -> Iterator[str | None]:
+    value = look_up(record, name.split("."))
+    items = value if isinstance(value, list) and value else [value]
+    return (_text(item) for item in items)
+
+
+def _text(value: object) -> str | None:
+    if value is None or value == []:
+        return None
+    text = value if isinstance(value, str) else orjson.dumps(value).decode()
+    return text if len(text) <= _TEXT_MAX else text[:_TEXT_MAX] + "…"

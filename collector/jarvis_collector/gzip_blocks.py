@@ -23,7 +23,7 @@ try:
 except ModuleNotFoundError:  # slower, but the same format
     import zlib as deflate  # type: ignore[no-redef]
 
-__all__ = ["BLOCK", "Block", "Contents", "blocks", "read", "write"]
+__all__ = ["BLOCK", "Block", "Contents", "blocks", "blocks_of", "read", "read_part", "write"]
 
 BLOCK = 1 << 19
 """About so many bytes of lines make a block."""
@@ -172,11 +172,15 @@ def blocks(path: Path) -> Iterator[Block]:
         OSError: It cannot be read.
     """
     with path.open("rb", buffering=0) as file:
-        fd, offset = file.fileno(), 0
-        end = os.fstat(fd).st_size
-        while (block := _block_at(fd, offset, end)) is not None:
-            yield block
-            offset += block.size
+        yield from blocks_of(file.fileno())
+
+
+def blocks_of(fd: int, start: int = 0) -> Iterator[Block]:
+    """`blocks` of a file that is open, from the one on that begins at `start`."""
+    offset, end = start, os.fstat(fd).st_size
+    while (block := _block_at(fd, offset, end)) is not None:
+        yield block
+        offset += block.size
 
 
 def read(
@@ -198,31 +202,57 @@ def read(
         OSError: The file cannot be read.
     """
     with path.open("rb", buffering=0) as file:
-        fd, offset = file.fileno(), 0
-        size = os.fstat(fd).st_size
-        torn = damaged = False
-        while offset < size:
-            block = _block_at(fd, offset, size)
-            if block is not None and wanted is not None and not wanted(block.earliest, block.latest):
-                offset += block.size
-                continue
-            member = _Member(fd, offset, size if block is None else offset + block.size)
-            try:
-                for piece in member:
-                    if torn and damaged:
-                        yield b"\n"
-                    torn, damaged = not piece.endswith(b"\n"), False
-                    yield piece
-                offset = member.end
-            except _DamagedError as error:
-                damaged = True
-                found = _next_mark(fd, offset + 1)
-                if on_problem is not None:
-                    until = "to the end" if found is None else f"to byte {found}"
-                    on_problem(f"{path.name}: {error}: passed over from byte {offset} {until}")
-                if found is None:
-                    return
-                offset = found
+        fd = file.fileno()
+        yield from read_part(
+            fd, 0, os.fstat(fd).st_size, wanted, on_problem and (lambda text: on_problem(f"{path.name}: {text}"))
+        )
+
+
+def read_part(
+    fd: int,
+    start: int,
+    end: int,
+    wanted: Callable[[bytes, bytes], bool] | None = None,
+    on_problem: Callable[[str], object] | None = None,
+) -> Iterator[bytes]:
+    """`read` of a part of a file that is open.
+
+    Args:
+        fd: The file; its position is left alone.
+        start: Where a member begins.
+        end: Where one ends.
+        wanted: See `read`.
+        on_problem: Told of each part that cannot be read, without the name of the file.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    offset = start
+    torn = damaged = False
+    while offset < end:
+        block = _block_at(fd, offset, end)
+        if block is not None and wanted is not None and not wanted(block.earliest, block.latest):
+            offset += block.size
+            continue
+        member = _Member(fd, offset, end if block is None else offset + block.size)
+        try:
+            for piece in member:
+                if torn and damaged:
+                    yield b"\n"
+                torn, damaged = not piece.endswith(b"\n"), False
+                yield piece
+            offset = member.end
+        except _DamagedError as error:
+            damaged = True
+            found = _next_mark(fd, offset + 1)
+            if found is not None and found >= end:
+                found = None
+            if on_problem is not None:
+                until = "to the end" if found is None else f"to byte {found}"
+                on_problem(f"{error}: passed over from byte {offset} {until}")
+            if found is None:
+                return
+            offset = found
 
 
 class _DamagedError(Exception):

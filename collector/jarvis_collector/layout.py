@@ -4,6 +4,7 @@ logs/jarvis-2026-03-01.jsonl                       a day of log records; traces-
 logs/jarvis-2026-03-01.meta.json                   its sidecar, see `writer`
 logs/components/trading-2026-03-01.jsonl           the records of one service once more, where that is wanted
 logs/archive/2026-03/jarvis-2026-03-01.jsonl.gz    a day that was archived, with a sidecar too
+logs/.index/jarvis-2026-03-01.jsonl.idx            the index of a day file, if there is one; in archive/2026-03/ too
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ __all__ = [
     "day_name",
     "day_of",
     "day_path",
+    "index_path",
     "sidecar_path",
 ]
 
@@ -99,3 +101,8 @@ def archive_path(path: Path) -> Path:
 def sidecar_path(path: Path) -> Path:
     """Where the sidecar of a day file, plain or archived, stands."""
     return path.with_name(path.name.removesuffix(".gz").removesuffix(".jsonl") + ".meta.json")
+
+
+def index_path(path: Path) -> Path:
+    """Where the index of a day file, plain or archived, stands."""
+    return path.parent / ".index" / f"{path.name}.idx"

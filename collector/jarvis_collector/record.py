@@ -140,7 +140,13 @@ def timestamp_range(block: bytes) -> tuple[bytes, bytes] | None:
 
     It is `timestamp_of` for many lines at once.
     """
-    heads = [line[:_TIMESTAMP_END] for line in block.removesuffix(b"\n").split(b"\n")]
+    heads: list[bytes] = []
+    take, find = heads.append, block.find
+    # the lines themselves need not be cut out
+    start, end = 0, len(block)
+    while start < end:
+        take(block[start : start + _TIMESTAMP_END])
+        start = find(b"\n", start) + 1 or end
     joined = b"".join(heads)
     if len(joined) != len(heads) * _TIMESTAMP_END or joined[_TIMESTAMP_END - 1 :: _TIMESTAMP_END].strip(b"Z"):
         return None

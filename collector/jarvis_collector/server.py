@@ -339,7 +339,7 @@ class Collector:
                 "uptime_seconds": round(time.time() - self._started, 1),
                 "version": self._config.version,
             }
-        # what only delays Loki or the archives is no reason to take a collector out of service that keeps all it is sent
+        # what only delays Loki or archives is no reason to take a collector out of service that keeps what it is sent
         return Response(200 if self._writer.problem is None else 503, orjson.dumps(status), Encoding.JSON)
 
     def _metrics(self, _: bool) -> Response:

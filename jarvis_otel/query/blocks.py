@@ -2,72 +2,161 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple, Self
 
 import orjson
 
 from jarvis_collector import gzip_blocks
 
-__all__ = ["read_blocks"]
+__all__ = ["LINE_MAX_BYTES", "LogFile", "Part"]
 
-_PIECE_BYTES = 1 << 20
-_LINE_MAX_BYTES = 128 << 20
+LINE_MAX_BYTES = 128 << 20
 """The real Collector writes a whole request in a line; a longer one is passed over."""
 
+_PIECE_BYTES = 1 << 19
+_PART_BYTES = 8 << 20
 _GZIP = b"\x1f\x8b"
 
 
-def read_blocks(
-    path: Path,
-    on_too_long: Callable[[], object],
-    wanted: Callable[[bytes, bytes], bool] | None = None,
-    on_damage: Callable[[str], object] | None = None,
-) -> Iterator[bytes]:
-    """A file in blocks of whole lines, up to the last one that is there in full.
+class Part(NamedTuple):
+    """A part of a file: it begins where a line does, or a block of an archive, and ends where another one does.
 
-    A file may be written to meanwhile: what follows the last newline is taken only where it is a whole JSON text,
-    otherwise it is not torn but not there yet.
+    Attributes:
+        start, end: Where in the file.
+        raw_size: The bytes of its lines, as far as that is known.
+    """
+
+    start: int
+    end: int
+    raw_size: int
+
+
+class LogFile:
+    """A file that is open for reading, part by part, in any order and by several processes.
+
+    It is read as far as it went when it was opened. What follows its last newline is taken only where it is a whole
+    JSON text: it may be written to meanwhile, and then that is not torn but not there yet.
 
     Args:
         path: The file; what begins like gzip is inflated, whatever its name.
         on_too_long: Called for each line over 128 MiB, which is passed over.
-        wanted: Told the earliest and the latest timestamp of a part of an archive, whether it is to be read.
         on_damage: Told what is wrong with gzip data; what is whole is read all the same.
 
+    Attributes:
+        fd: The file.
+        size: How far it is read; 0 for what has no size, such as a pipe.
+        is_gzip: Whether it is compressed.
+
     Raises:
-        OSError: It cannot be read.
+        OSError: It cannot be opened.
     """
-    held: list[bytes] = []
-    passing_over = False
-    for piece in _pieces(path, wanted, on_damage):
-        end = piece.rfind(b"\n") + 1
-        if end == 0:
-            if not passing_over:
-                held.append(piece)
-                if sum(map(len, held)) > _LINE_MAX_BYTES:
-                    on_too_long()
-                    held, passing_over = [], True
-            continue
-        start = piece.find(b"\n") + 1 if passing_over else 0
-        yield b"".join((*held, memoryview(piece)[start:end])) if held or start or end < len(piece) else piece
-        held, passing_over = [piece[end:]] if end < len(piece) else [], False
-    if held and _is_json(rest := b"".join(held)):
-        yield rest + b"\n"
 
+    def __init__(self, path: Path, on_too_long: Callable[[], object], on_damage: Callable[[str], object]) -> None:
+        self._file = path.open("rb", buffering=0)
+        self.fd = self._file.fileno()
+        status = os.fstat(self.fd)
+        self._is_pipe = not stat.S_ISREG(status.st_mode)
+        self.size = 0 if self._is_pipe else status.st_size
+        self.is_gzip = not self._is_pipe and (path.suffix == ".gz" or os.pread(self.fd, len(_GZIP), 0) == _GZIP)
+        self._name = path.name
+        self._on_too_long = on_too_long
+        self._on_damage = on_damage
 
-def _pieces(
-    path: Path, wanted: Callable[[bytes, bytes], bool] | None, on_damage: Callable[[str], object] | None
-) -> Iterator[bytes]:
-    if path.suffix != ".gz":
-        with path.open("rb", buffering=0) as file:
-            piece = file.read(_PIECE_BYTES)
-            if not piece.startswith(_GZIP):
-                while piece:
-                    yield piece
-                    piece = file.read(_PIECE_BYTES)
-                return
-    yield from gzip_blocks.read(path, wanted, on_damage)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def parts(self, start: int = 0, wanted: Callable[[bytes, bytes], bool] | None = None) -> list[Part]:
+        """The file, or what follows a part of it, in parts of about 8 MiB of lines.
+
+        Args:
+            start: Where the first part begins; 0, or where a part ends.
+            wanted: Told the earliest and the latest timestamp of a block of an archive, whether it is to be read.
+        """
+        if self._is_pipe:
+            return [Part(0, 0, 0)]
+        found = list(self._gzip_parts(start, wanted) if self.is_gzip else self._plain_parts(start))
+        return found
+
+    def _plain_parts(self, start: int) -> Iterator[Part]:
+        while start < self.size:
+            end = self._line_start(start + _PART_BYTES)
+            yield Part(start, end, end - start)
+            start = end
+
+    def _line_start(self, offset: int) -> int:
+        """Where the first line after an offset begins, or the end."""
+        while offset < self.size:
+            data = os.pread(self.fd, min(1 << 16, self.size - offset), offset)
+            if not data:  # it was cut meanwhile
+                break
+            found = data.find(b"\n") + 1
+            if found:
+                return offset + found
+            offset += len(data)
+        return self.size
+
+    def _gzip_parts(self, start: int, wanted: Callable[[bytes, bytes], bool] | None) -> Iterator[Part]:
+        end, part = start, Part(start, start, 0)
+        for block in gzip_blocks.blocks_of(self.fd, start):
+            end = block.offset + block.size
+            if end > self.size:
+                break
+            if wanted is None or wanted(block.earliest, block.latest):
+                part = Part(part.start, end, part.raw_size + block.raw_size)
+                if part.raw_size < _PART_BYTES:
+                    continue
+            if part.end > part.start:
+                yield part
+            part = Part(end, end, 0)
+        if end < self.size:  # what is not ours, or damaged: its size is not known
+            yield Part(part.start, self.size, part.raw_size + self.size - end)
+        elif part.end > part.start:
+            yield part
+
+    def blocks(self, part: Part) -> Iterator[bytes]:
+        """The lines of a part, in blocks of whole lines.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+        held: list[bytes] = []
+        passing_over = False
+        for piece in self._pieces(part):
+            end = piece.rfind(b"\n") + 1
+            if end == 0:
+                if not passing_over:
+                    held.append(piece)
+                    if sum(map(len, held)) > LINE_MAX_BYTES:
+                        self._on_too_long()
+                        held, passing_over = [], True
+                continue
+            start = piece.find(b"\n") + 1 if passing_over else 0
+            yield b"".join((*held, memoryview(piece)[start:end])) if held or start or end < len(piece) else piece
+            held, passing_over = [piece[end:]] if end < len(piece) else [], False
+        if held and _is_json(rest := b"".join(held)):
+            yield rest + b"\n"
+
+    def _pieces(self, part: Part) -> Iterator[bytes]:
+        if self._is_pipe:
+            while piece := os.read(self.fd, _PIECE_BYTES):
+                yield piece
+        elif self.is_gzip:
+            yield from gzip_blocks.read_part(self.fd, part.start, part.end, on_problem=self._damaged)
+        else:
+            offset = part.start
+            while offset < part.end and (piece := os.pread(self.fd, min(_PIECE_BYTES, part.end - offset), offset)):
+                yield piece
+                offset += len(piece)
+
+    def _damaged(self, problem: str) -> None:
+        self._on_damage(f"{self._name}: {problem}")
 
 
 def _is_json(text: bytes) -> bool:

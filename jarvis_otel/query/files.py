@@ -18,7 +18,7 @@ from jarvis_otel.query.otlp_lines import RequestLines
 from jarvis_otel.query.scan import Found, scan
 from jarvis_otel.query.times import Interval
 
-__all__ = ["LOGS", "SPANS", "Kind", "LogFiles", "Tally"]
+__all__ = ["LOGS", "SPANS", "Kind", "LogFiles", "Seen", "Tally"]
 
 _SEEN_MAX = 1 << 18
 
@@ -126,7 +126,7 @@ class LogFiles:
         Raises:
             OSError: The directory or one of the files cannot be read.
         """
-        seen = _Seen()
+        seen = Seen()
         for source in _days(self._place, kind) if isinstance(self._place, Path) else _named(self._place, kind):
             for found in self._read(source, kind, filters, interval):
                 identity = kind.identity(found.record)
@@ -238,7 +238,7 @@ def _may_hold(path: Path, interval: Interval) -> bool:
     return since <= latest and earliest <= until
 
 
-class _Seen:
+class Seen:
     """Remembers hashes: the last `_SEEN_MAX` for sure, at most twice as many."""
 
     def __init__(self) -> None:

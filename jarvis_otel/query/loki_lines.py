@@ -1,6 +1,6 @@
 """What comes back from Loki as the lines that our collector writes, so that nothing that follows knows where it was.
 
-Loki keeps less than a line says. Names: what is no letter or digit has become an underscore, and maps are flattened; the
+Loki keeps less than a line says. Names: what is no letter or digit has become an underscore, and maps are flattened;
 names that OpenTelemetry and we use are known, others are spelled as the question spells them, else with underscores.
 Values: all are text; lists are known by their form, durations and line numbers by their names, other numbers and
 booleans stay text. What is empty or null is gone, and so is all that the forwarder cut off or moved into the message.
@@ -122,7 +122,7 @@ class LokiLines:
         attributes: dict[str, Any] = {}
         for label, value in labels.items():
             if label not in _OWN and label not in _RESOURCE_NAMES:
-                name = spelled.get(label) or self._name(label)
+                name = spelled.get(label) or self._name(label, labels)
                 attributes[name] = _value(name, value)
         record = LogRecord(
             time=time,
@@ -142,16 +142,15 @@ class LokiLines:
         )
         return log_line(scope, record, time)
 
-    def _name(self, label: str) -> str:
+    def _name(self, label: str, labels: Mapping[str, str]) -> str:
         name = self._asked.get(label) or _NAMES.get(label)
-        if name is None and label.endswith(_EXTRACTED):
+        if name is None and label.endswith(_EXTRACTED) and label.removesuffix(_EXTRACTED) in labels:
             # so Loki calls an attribute whose name is that of a label
             label = label.removesuffix(_EXTRACTED)
             name = self._asked.get(label)
         if name is None:
-            name = next(
-                (name + label[len(start) :] for start, name in _PREFIXES.items() if label.startswith(start)), label
-            )
+            start = next((start for start in _PREFIXES if label.startswith(start)), "")
+            name = _PREFIXES.get(start, "") + label[len(start) :]
         return name
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from jarvis_collector import columns
+from jarvis_collector.cut import MANY
 from jarvis_collector.otlp import Encoding, Signal, read
 
 TIME = 1_767_323_045_678_901_234
@@ -214,6 +215,29 @@ def test_records_get_the_same_lines_together_as_alone_in_either_encoding(records
     assert lines(Encoding.PROTOBUF, message) == (one_by_one, 0)
 
 
+def repeated(record, number):
+    """The record again, with other values of the same length, as one place in a program writes them."""
+    attributes = [
+        (key, f"{number:03}{value[3:]}" if isinstance(value, str) and value[:3].isascii() and len(value) > 3 else value)
+        for key, value in record["attributes"]
+    ]
+    attributes = [(key, value + number if isinstance(value, float) else value) for key, value in attributes]
+    return record | {"time": record["time"] and record["time"] + number * 1_000_003, "attributes": attributes}
+
+
+@settings(max_examples=60, deadline=None)
+@given(alike(), st.integers(0, 3))
+def test_records_of_one_length_get_the_same_lines_together_as_alone(records, swapped):
+    records = [repeated(record, number) for number in range(MANY + 2) for record in records[:2]]
+    if swapped and len(records[0]["attributes"]) > 1:
+        # one that is as long as the others, but not cut like them
+        records[-swapped] = records[-swapped] | {"attributes": records[-swapped]["attributes"][::-1]}
+    alone = [lines(Encoding.PROTOBUF, request([record])[1])[0][0] for record in records]
+    document, message = request(records)
+    assert lines(Encoding.PROTOBUF, message) == (alone, 0)
+    assert lines(Encoding.JSON, orjson.dumps(document)) == (alone, 0)
+
+
 def common(number, **attributes):
     attributes = {
         "symbol": "SOL",
@@ -265,6 +289,51 @@ def test_every_part_of_the_line_has_its_place_in_either_way(resource, changed):
     document, message = request(records, resource)
     alone = [lines(Encoding.PROTOBUF, request([record], resource)[1])[0][0] for record in records]
     assert lines(Encoding.JSON, orjson.dumps(document)) == lines(Encoding.PROTOBUF, message) == (alone, 0)
+
+
+def length_delimited(number, content):
+    size, rest = b"", len(content)
+    while rest > 0x7F:
+        size, rest = size + bytes([rest & 0x7F | 0x80]), rest >> 7
+    return bytes([number << 3 | 2]) + size + bytes([rest]) + content
+
+
+def request_of(*records):
+    """A protobuf request whose records are these bytes, whatever they are."""
+    return length_delimited(1, length_delimited(2, b"".join(length_delimited(2, record) for record in records)))
+
+
+def record_bytes(record):
+    message = ExportLogsServiceRequest.FromString(request([record])[1])
+    return message.resource_logs[0].scope_logs[0].log_records[0].SerializeToString()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=3),
+    st.lists(st.tuples(st.integers(0, 70), st.integers(0, 400), st.integers(0, 255)), max_size=2),
+    st.sampled_from([b"", b"\x09" + bytes(range(8)), b"\x38\x05", b"\x18\xff\x01", b"\x7a\x01x"]),
+    st.booleans(),
+)
+def test_whatever_bytes_come_records_fare_together_as_alone(everywhere, somewhere, appended, negative):
+    records = []
+    for number in range(MANY + 6):
+        places = {"count": -number if negative else number + 1000, **({"big": 2**63 - 1 - number} if negative else {})}
+        records.append(
+            bytearray(
+                record_bytes(common(number, **{"log.record.uid": f"{number:04}", "order": f"{number:04}", **places}))
+            )
+        )
+    for at, value in everywhere:
+        for record in records:
+            record[at % len(record)] = value
+    for number, at, value in somewhere:
+        record = records[number % len(records)]
+        record[at % len(record)] = value
+    records = [bytes(record) + appended for record in records]
+    alone = [lines(Encoding.PROTOBUF, request_of(record)) for record in records]
+    expected = [line for each, _ in alone for line in each], sum(refused for _, refused in alone)
+    assert lines(Encoding.PROTOBUF, request_of(*records)) == expected
 
 
 ODD = {

@@ -11,7 +11,7 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory  # type: ignore[import-untyped]
 
-__all__ = ["LogsRequest", "Request"]
+__all__ = ["LogRecord", "Request"]
 
 _Field = descriptor_pb2.FieldDescriptorProto
 _BYTES, _FIXED64, _FIXED32 = _Field.TYPE_BYTES, _Field.TYPE_FIXED64, _Field.TYPE_FIXED32
@@ -30,14 +30,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, Any, bool]]] = {
         "observed_time_unix_nano": (11, _FIXED64, False),
         "event_name": (12, _BYTES, False),
     },
-    "ScopeLogs": {"scope": (1, _BYTES, False), "records": (2, "LogRecord", True), "schema_url": (3, _BYTES, False)},
-    "ResourceLogs": {
-        "resource": (1, _BYTES, False),
-        "scope_groups": (2, "ScopeLogs", True),
-        "schema_url": (3, _BYTES, False),
-    },
-    "LogsRequest": {"groups": (1, "ResourceLogs", True)},
-    # the same for any signal, where records are bytes too
+    # of any signal; records are bytes
     "ScopeGroup": {"scope": (1, _BYTES, False), "records": (2, _BYTES, True), "schema_url": (3, _BYTES, False)},
     "Group": {
         "resource": (1, _BYTES, False),
@@ -69,7 +62,7 @@ def _classes() -> dict[str, Any]:
 
 
 _CLASSES = _classes()
-LogsRequest = _CLASSES["LogsRequest"]
-"""A request with log records; `groups`, their `scope_groups`, and in these `records`."""
+LogRecord = _CLASSES["LogRecord"]
+"""A log record, its body and attributes unread."""
 Request = _CLASSES["Request"]
-"""The same of any signal; each of its `records` is bytes."""
+"""A request of any signal: `groups`, their `scope_groups`, and in these `records`, which are bytes."""

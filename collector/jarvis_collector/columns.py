@@ -36,6 +36,7 @@ __all__ = [
     "Column",
     "Reader",
     "UnlikeError",
+    "batch_lines",
     "few",
     "fill",
     "float_column",
@@ -146,7 +147,7 @@ def fill(scope: Scope, rows: Sequence[_Row], reader: Reader[_Row], lines: list[b
     if len(rows) < _FEW:
         return list(range(len(rows)))
     try:
-        lines[:] = _lines(scope, reader.batch(rows))
+        lines[:] = batch_lines(scope, reader.batch(rows))
     except UnlikeError:
         shapes: dict[Hashable, list[int]] = {}
         for place, row in enumerate(rows):
@@ -163,7 +164,7 @@ def fill(scope: Scope, rows: Sequence[_Row], reader: Reader[_Row], lines: list[b
                 others += part
                 continue
             try:
-                made = _lines(scope, reader.batch([rows[place] for place in part]))
+                made = batch_lines(scope, reader.batch([rows[place] for place in part]))
             except UnlikeError:
                 if len(part) < _SMALL:
                     others += part
@@ -286,7 +287,12 @@ class _Template:
         return [text % row for row in zip(*self._columns, strict=True)]
 
 
-def _lines(scope: Scope, batch: Batch) -> list[bytes]:
+def batch_lines(scope: Scope, batch: Batch) -> list[bytes]:
+    """The lines of a batch.
+
+    Raises:
+        UnlikeError: One of its records is not common.
+    """
     count = len(batch.time)
     if not 0 < min(batch.time) <= max(batch.time) < _TIME_END or any(batch.dropped) or batch.body.holds(b'""'):
         raise UnlikeError

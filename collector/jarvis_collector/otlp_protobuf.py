@@ -6,7 +6,8 @@ import base64
 import math
 import struct
 from binascii import hexlify
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -22,11 +23,13 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord as LogRecordMessage
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource as ResourceMessage
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
-from jarvis_collector.coarse_protobuf import LogsRequest, Request
+from jarvis_collector.coarse_protobuf import LogRecord as CoarseRecord
+from jarvis_collector.coarse_protobuf import Request
 from jarvis_collector.columns import (
     Batch,
     Column,
     UnlikeError,
+    batch_lines,
     few,
     fill,
     float_column,
@@ -34,6 +37,7 @@ from jarvis_collector.columns import (
     shown_json,
     text_column,
 )
+from jarvis_collector.cut import MANY, cut, signed
 from jarvis_collector.otlp import BadRequestError, Lines, Signal
 from jarvis_collector.record import LogRecord, Resource, Scope, format_timestamp, log_line
 from jarvis_collector.spans import Event, Link, Span, span_line
@@ -67,52 +71,75 @@ def read(signal: Signal, body: bytes, arrival: int) -> Lines:
     """The lines of an OTLP protobuf request; see `otlp.read`."""
     if signal is Signal.METRICS:
         return _metrics(body, arrival)
+    try:
+        request = Request.FromString(body)
+    except DecodeError as error:
+        raise BadRequestError(f"not an OTLP request with {signal}: {error}") from None
     out = Lines()
     if signal is Signal.LOGS:
-        try:
-            request = LogsRequest.FromString(body)
-        except DecodeError:
-            # one record that cannot be read must not cost its neighbours
-            _read(Request, body, _LOGS, out, lambda scope, raw: log_line(scope, _log_record(raw), arrival))
-        else:
-            for where, scope, records in _scopes(request, _LOGS, out):
-                _read_alike(where, scope, records, out, arrival)
+        for where, scope, records in _scopes(request, _LOGS, out):
+            _read_logs(where, scope, records, out, arrival)
     else:
-        _read(Request, body, _SPANS, out, lambda scope, raw: span_line(scope, _span(raw), arrival))
+        for where, scope, records in _scopes(request, _SPANS, out):
+            for k, raw in enumerate(records):
+                try:
+                    out.lines.append(span_line(scope, _span(raw), arrival))
+                except Exception as error:  # whatever is wrong with a span, it is refused alone
+                    out.refuse(f"{where}.{_SPANS.records}[{k}]", error)
     return out
 
 
-def _read(request_class: Any, body: bytes, kind: _Kind, out: Lines, line: Callable[[Scope, bytes], bytes]) -> None:
-    """Reads the records of a request one by one."""
-    try:
-        request = request_class.FromString(body)
-    except DecodeError as error:
-        raise BadRequestError(f"not an OTLP request with {kind.groups}: {error}") from None
-    for where, scope, records in _scopes(request, kind, out):
-        for k, raw in enumerate(records):
-            try:
-                out.lines.append(line(scope, raw))
-            except Exception as error:  # whatever is wrong with a record, it is refused alone
-                out.refuse(f"{where}.{kind.records}[{k}]", error)
-
-
-def _read_alike(where: str, scope: Scope, records: Sequence[Any], out: Lines, arrival: int) -> None:
+def _read_logs(where: str, scope: Scope, records: list[bytes], out: Lines, arrival: int) -> None:
     """Reads log records, those that are alike together."""
     lines: list[bytes | None] = [None] * len(records)
-    for k in fill(scope, [_row(record) for record in records], _Rows(), lines):
+    others = _cut_alike(scope, records, lines)
+    rows, places = [], []
+    for k in others:
         try:
-            lines[k] = log_line(scope, _log_record(records[k].SerializeToString()), arrival)
+            rows.append(_row(CoarseRecord.FromString(records[k])))
+            places.append(k)
+        except DecodeError as error:
+            out.refuse(f"{where}.{_LOGS.records}[{k}]", error)
+    made: list[bytes | None] = [None] * len(rows)
+    alone = fill(scope, rows, _Rows(), made)
+    for k, line in zip(places, made, strict=True):
+        lines[k] = line
+    for k in (places[place] for place in alone):
+        try:
+            lines[k] = log_line(scope, _log_record(records[k]), arrival)
         except Exception as error:  # whatever is wrong with a record, it is refused alone
             out.refuse(f"{where}.{_LOGS.records}[{k}]", error)
     out.lines += filter(None, lines)
 
 
-def _scopes(request: Any, kind: _Kind, out: Lines) -> Iterator[tuple[str, Scope, Sequence[Any]]]:
+def _cut_alike(scope: Scope, records: list[bytes], lines: list[bytes | None]) -> Sequence[int]:
+    """Makes the lines of records that can be cut, and tells the places of the others."""
+    if len(records) < MANY:
+        return range(len(records))
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for k, size in enumerate(map(len, records)):
+        by_length[size].append(k)
+    others: list[int] = []
+    for places in by_length.values():
+        try:
+            if len(places) < MANY:
+                raise UnlikeError
+            made = batch_lines(scope, cut([records[k] for k in places], _shown_attribute))
+        except UnlikeError:
+            others += places
+        else:
+            for k, line in zip(places, made, strict=True):
+                lines[k] = line
+    others.sort()
+    return others
+
+
+def _scopes(request: Any, kind: _Kind, out: Lines) -> Iterator[tuple[str, Scope, list[bytes]]]:
     """The scopes of a request: where each stands, what it is, and its records."""
     for i, group in enumerate(request.groups):
         for j, scope_group in enumerate(group.scope_groups):
             where = f"{kind.groups}[{i}].{kind.scope_groups}[{j}]"
-            records = scope_group.records
+            records = list(scope_group.records)
             parts = (group.resource, group.schema_url, scope_group.scope, scope_group.schema_url)
             shared = sum(map(len, parts))
             out.expect(len(records), shared)
@@ -274,7 +301,7 @@ def _varied_column(key: str, raws: Sequence[bytes], head: bytes, at: int) -> Col
     if kind == _TEXT and (texts := _texts(values)):
         return text_column(key, texts)
     if kind == _INTEGER and all(value[0] == _INTEGER for value in values):
-        return Column(key, int, [b"%d" % _signed(value) for value in values])
+        return Column(key, int, [b"%d" % signed(value) for value in values])
     return None
 
 
@@ -282,21 +309,6 @@ def _texts(values: Sequence[bytes]) -> list[bytes]:
     """The texts in AnyValues; none at all where one of these is another kind, or long."""
     texts = [value[2:] for value in values if len(value) > 2 and value[0] == _TEXT and value[1] == len(value) - 2]
     return texts if len(texts) == len(values) else []
-
-
-def _signed(value: bytes) -> int:
-    """The integer in an AnyValue.
-
-    Raises:
-        UnlikeError: It is not encoded as it should be.
-    """
-    number = 0
-    for shift, byte in enumerate(value[1:]):
-        number |= (byte & 0x7F) << 7 * shift
-    if len(value) > 11 or len(value) < 2 or value[-1] & 0x80 or any(not byte & 0x80 for byte in value[1:-1]):
-        raise UnlikeError
-    number &= 0xFFFFFFFFFFFFFFFF
-    return number - (number >> 63 << 64)
 
 
 def _shown_text(raw: bytes) -> tuple[type, bytes] | None:
@@ -314,7 +326,9 @@ def _shown_attribute(raw: bytes) -> tuple[type, bytes] | None:
 @lru_cache(maxsize=4096)
 def _known_attribute(raw: bytes) -> tuple[type, bytes] | None:
     try:
-        return shown_json(_attributes([KeyValueMessage.FromString(raw)]))
+        pair = KeyValueMessage.FromString(raw)
+        # a key may be sent twice, and then the last one counts
+        return shown_json(_attributes([pair])) if pair.key.encode() == raw[2 : raw[1] + 2] else None
     except (DecodeError, RecordError):
         return None
 

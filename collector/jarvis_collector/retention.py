@@ -26,7 +26,16 @@ from typing import BinaryIO
 
 from jarvis_collector import gzip_blocks
 from jarvis_collector.config import Retention
-from jarvis_collector.layout import ARCHIVE, COMPONENTS, STREAMS, DayName, archive_path, day_name, sidecar_path
+from jarvis_collector.layout import (
+    ARCHIVE,
+    COMPONENTS,
+    STREAMS,
+    DayName,
+    archive_path,
+    day_name,
+    index_path,
+    sidecar_path,
+)
 from jarvis_collector.own_log import OwnLog
 from jarvis_collector.sidecar import EVER, Range, read_sidecar, sync_directory, write_sidecar
 
@@ -378,6 +387,7 @@ class _Pass:
         if not self._dry_run:
             file.path.unlink(missing_ok=True)
             sidecar_path(file.path).unlink(missing_ok=True)
+            _remove_index(file.path)
         self._gone(file)
         self._report.purged.append(self._name(file.path))
 
@@ -393,6 +403,7 @@ class _Pass:
                 self._check_closed(file, source)
                 file.path.unlink()
                 sidecar_path(file.path).unlink(missing_ok=True)
+                _remove_index(file.path)
         if (before := self._files.get(target)) is not None:
             self._gone(before)
         self._gone(file)
@@ -482,6 +493,13 @@ class _Pass:
                     raise NotADirectoryError(errno.ENOTDIR, f"{path} is no directory, want one for archives") from None
             else:
                 sync_directory(made.parent)
+
+
+def _remove_index(path: Path) -> None:
+    """The index goes with its file; one that stays is found out by who makes indexes."""
+    with suppress(OSError):
+        index_path(path).unlink(missing_ok=True)
+        index_path(path).parent.rmdir()  # only an empty folder goes
 
 
 def _is_there(path: Path) -> bool:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 import time
 from datetime import date
-from hashlib import blake2s
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,6 +83,8 @@ def component_path(log_dir: Path, service: str, day: str) -> Path:
     """
     safe = _UNSAFE.sub("_", service.lower())[:_SERVICE_MAX].lstrip(".-") or "_"
     if safe != service:
+        from hashlib import blake2s  # noqa: PLC0415 - it brings all of OpenSSL, and few names want it
+
         safe = f"{safe}-{blake2s(service.encode('utf-8', 'surrogatepass'), digest_size=4).hexdigest()}"
     return day_path(log_dir / COMPONENTS, safe, day)
 

@@ -102,7 +102,9 @@ class OtlpHttp:
             else:
                 respond(self.refuse(request, outcome.status, outcome.message))
 
-        self._receiver.receive(signal, encoding, bytes(request.body), _compression(request.headers), done)
+        # the request lives until it is answered, its body need not
+        body, request.body = bytes(request.body), bytearray()
+        self._receiver.receive(signal, encoding, body, _compression(request.headers), done)
 
     def refuse(self, request: Request, status: int, message: str) -> Response:
         """An error as OTLP wants it: a Status in the request's own encoding."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import os
 import resource
@@ -37,6 +38,9 @@ __all__ = ["run"]
 _FILES_MIN = 4096
 """So many files may be open: each connection is one, and many systems begin with 1024."""
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_MEMORY_KEPT = 64 * 1024 * 1024
+
 _FIXED = ("log_dir", "host", "port", "grpc_port")
 """What a running collector cannot change."""
 
@@ -67,6 +71,7 @@ def run(
     os.umask(os.umask(0o027) | 0o027)
     # a request's records are many objects that die together: looking for cycles among them finds nothing
     gc.set_threshold(100_000, 20, 20)
+    _keep_memory()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < _FILES_MIN:
         with suppress(OSError, ValueError):
@@ -78,6 +83,14 @@ def run(
             # the interpreter gives the signals back before it ends, and a second SIGTERM would kill what has ended well
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
+
+
+def _keep_memory() -> None:
+    """Has glibc keep memory for the next request: it would give it back after each, and get it anew page by page."""
+    with suppress(OSError, AttributeError):  # another C library goes its own way
+        libc = ctypes.CDLL(None)
+        for parameter, size in ((_M_MMAP_THRESHOLD, _MEMORY_KEPT // 2), (_M_TRIM_THRESHOLD, _MEMORY_KEPT)):
+            libc.mallopt(parameter, size)
 
 
 async def _serve(

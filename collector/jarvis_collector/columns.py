@@ -258,7 +258,7 @@ class _Template:
 
     def add(self, text: bytes) -> Self:
         """Text that all lines have."""
-        self._text.append(text.replace(b"%", b"%%"))
+        self._text.append(text.replace(b"%", b"%%") if b"%" in text else text)
         return self
 
     def put(self, values: bytes | Sequence[Any], form: bytes = b"%b") -> Self:

@@ -262,8 +262,11 @@ def _column(raws: list[bytes], end: bytes) -> Column:
     values = few(raws)
     if values is None and (column := _varied_column(key, raws, first[:at], end)) is not None:
         return column
-    values = values or set(raws)
-    if not all(raw.startswith(first[:key_end]) and raw.endswith(end) for raw in values):
+    if values is None or len(values) > 1:
+        values = values or set(raws)
+        if not all(raw.startswith(first[:key_end]) and raw.endswith(end) for raw in values):
+            raise UnlikeError
+    elif not first.endswith(end):
         raise UnlikeError
     return shown_column(key, raws, values, _shown_attribute if len(end) == 3 else _shown_last)
 

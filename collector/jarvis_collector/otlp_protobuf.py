@@ -264,7 +264,7 @@ def _column(raws: Sequence[bytes]) -> Column:
     except (UnicodeDecodeError, IndexError):
         raise UnlikeError from None
     values = values or set(raws)
-    if not all(raw.startswith(head) for raw in values):
+    if len(values) > 1 and not all(raw.startswith(head) for raw in values):
         raise UnlikeError
     return shown_column(key, raws, values, _shown_attribute)
 

@@ -885,9 +885,16 @@ def test_spans_go_over_grpc_where_its_exporter_is_installed(peer, third_party):
     assert sorted(peer.records()) == SAID
 
 
+WITHOUT_GRPC = """
+    import importlib.metadata as metadata
+    installed = metadata.entry_points
+    metadata.entry_points = lambda **which: metadata.EntryPoints(e for e in installed(**which) if "grpc" not in e.name)
+"""
+
+
 def test_without_grpcs_exporter_one_line_says_what_is_missing_and_spans_go_over_http():
     done = app(
-        TALK,
+        WITHOUT_GRPC + TALK,
         OTEL_EXPORTER_OTLP_PROTOCOL="grpc",
         OTEL_LOGS_EXPORTER="none",
         OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9",

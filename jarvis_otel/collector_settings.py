@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from jarvis_collector.config import LokiTarget, Retention
 from jarvis_flags.settings import SettingsSource
 
-__all__ = ["COLLECTOR_KEYS", "parse_size", "read_collector", "size"]
+__all__ = ["COLLECTOR_KEYS", "loki_target", "parse_size", "read_collector", "size"]
 
 COLLECTOR_KEYS = frozenset(
     {
@@ -69,7 +69,7 @@ def read_collector(source: SettingsSource, state_dir: Path) -> dict[str, Any]:
         "collector_tls_key": _file(source, "collector_tls_key"),
         "collector_components": source.flag("collector_components"),
         "retention": _retention(source),
-        "loki": _loki(source, state_dir),
+        **_loki(source, state_dir),
     }
 
 
@@ -156,29 +156,42 @@ def _retention(source: SettingsSource) -> Retention:
     )
 
 
-def _loki(source: SettingsSource, state_dir: Path) -> LokiTarget | None:
-    headers = _loki_headers(source)
-    timeout = source.number("loki_timeout", LokiTarget.timeout, 1, _TIMEOUT_MAX)
-    url = (source.text("loki_url") or "").strip().rstrip("/")
-    if not url:
-        return None
+def loki_target(url: str, checkpoint: Path, headers: Mapping[str, str], timeout: float) -> LokiTarget:
+    """A Loki by its base URL.
+
+    Args:
+        url: Of http or https, without user and query.
+        checkpoint: See `LokiTarget`.
+        headers: Of each request.
+        timeout: Seconds of each request.
+
+    Raises:
+        ValueError: It is no such URL; the message says what was got and wanted.
+    """
+    url = url.strip().rstrip("/")
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         usable = usable and url.isprintable() and " " not in url and not (parts.query or parts.fragment)
     except ValueError:
         parts, usable = urlsplit(""), False
-    place = _place(source, "loki_url")
     if "@" in (parts.netloc or url):
-        source.problems.append(
-            f"{place}: got a URL with a user or password, want it without: loki_headers may have one"
-        )
-        return None
+        raise ValueError("got a URL with a user or password, want it without: loki_headers may have one")
     if not usable:
-        source.problems.append(f"{place}: got {url!r}, want Loki's base URL, such as http://127.0.0.1:3100")
-        return None
-    checkpoint = state_dir / "collector" / "loki.json"
+        raise ValueError(f"got {url!r}, want Loki's base URL, such as http://127.0.0.1:3100")
     return LokiTarget(url=url, checkpoint=checkpoint, headers=headers, timeout=timeout)
+
+
+def _loki(source: SettingsSource, state_dir: Path) -> dict[str, Any]:
+    headers = _loki_headers(source)
+    timeout = source.number("loki_timeout", LokiTarget.timeout, 1, _TIMEOUT_MAX)
+    target = None
+    if url := (source.text("loki_url") or "").strip():
+        try:
+            target = loki_target(url, state_dir / "collector" / "loki.json", headers, timeout)
+        except ValueError as error:
+            source.problems.append(f"{_place(source, 'loki_url')}: {error}")
+    return {"loki": target, "loki_headers": headers, "loki_timeout": timeout}
 
 
 def _loki_headers(source: SettingsSource) -> Mapping[str, str]:

@@ -117,6 +117,8 @@ class Settings:
         collector_components: Whether it writes each service's records once more to a file of its own.
         retention: How long day files are kept.
         loki: Where records are forwarded to, if anywhere.
+        loki_headers: Headers of each request to a Loki; `loki` has them too.
+        loki_timeout: Seconds that one may take.
         notes: One line for each setting that works otherwise than it says; nothing is wrong with it.
         problems: One line for each setting that could not be used; its default stands in for it.
     """
@@ -168,6 +170,8 @@ class Settings:
     collector_components: bool = False
     retention: Retention = field(default_factory=Retention)
     loki: LokiTarget | None = None
+    loki_headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False)
+    loki_timeout: float = LokiTarget.timeout
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     file: Path | None = None

@@ -159,7 +159,7 @@ def test_csv_has_a_header_and_is_safe_to_open_in_a_spreadsheet(jarvis, home):
 def test_a_limit_gives_the_newest_and_says_what_it_left_out(jarvis):
     code, out, err = jarvis("query", "--limit", "1", "--format", "json")
     assert (code, json.loads(out)) == (0, [RECORDS[3]])
-    assert err == "jarvis logs query: the newest 1 of 4; --limit 0 gives all\n"
+    assert err == "jarvis logs query: the newest 1 of 4; --limit 0 gives all, --page 2 those before\n"
 
 
 def test_options_combine(jarvis):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jarvis_otel.query.blocks import read_blocks
+from jarvis_otel.query.blocks import LogFile
 from jarvis_otel.query.errors import QueryError
 from jarvis_otel.query.log_query import Criteria, LogQuery
 from tests.naive_query import LEVELS, is_wanted, texts_in
@@ -249,7 +249,8 @@ def test_blocks_put_together_are_the_file(tmp_path):
     path = tmp_path / "f"
     content = b"".join(b"x" * (at * 7919 % 300_000) + b"\n" for at in range(40))
     path.write_bytes(content)
-    blocks = list(read_blocks(path, lambda: None))
+    with LogFile(path) as file:
+        blocks = [block for part in file.parts() for block in file.blocks(part, print, print)]
     assert b"".join(blocks) == content
     assert all(block.endswith(b"\n") for block in blocks)
 

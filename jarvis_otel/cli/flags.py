@@ -16,6 +16,7 @@ from jarvis_otel.admin.audit import AuditEntry, verify
 from jarvis_otel.admin.store import StoreError
 from jarvis_otel.cli.flag_changes import add_change_parsers
 from jarvis_otel.cli.flag_exchange import add_flagd_parsers
+from jarvis_otel.cli.flag_impact import add_impact_parser
 from jarvis_otel.cli.flag_session import DONE, NO, WRONG, FlagSession, add_command, print_json, value_of
 from jarvis_otel.cli.flag_studies import add_study_parsers, on_by_default
 from jarvis_otel.secrets import find_secrets
@@ -53,6 +54,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
     add_change_parsers(parts)
     add_study_parsers(parts)
+    add_impact_parser(parts)
     add_flagd_parsers(parts)
 
     example = "jarvis flags history DEXTER_ENABLED"

@@ -17,8 +17,11 @@ __all__ = ["LINE_MAX_BYTES", "LogFile", "Part"]
 LINE_MAX_BYTES = 128 << 20
 """The real Collector writes a whole request in a line; a longer one is passed over."""
 
-_PIECE_BYTES = 1 << 19
-_PART_BYTES = 8 << 20
+_PIECE_BYTES = 1 << 17
+"""Larger ones are mapped and unmapped each time, which costs more than reading them."""
+
+_PART_BYTES = 4 << 20
+_TAIL_BYTES = 4096
 _GZIP = b"\x1f\x8b"
 
 
@@ -27,12 +30,12 @@ class Part(NamedTuple):
 
     Attributes:
         start, end: Where in the file.
-        raw_size: The bytes of its lines, as far as that is known.
+        raw_size: The bytes of its lines; None where that is not known.
     """
 
     start: int
     end: int
-    raw_size: int
+    raw_size: int | None
 
 
 class LogFile:
@@ -43,8 +46,6 @@ class LogFile:
 
     Args:
         path: The file; what begins like gzip is inflated, whatever its name.
-        on_too_long: Called for each line over 128 MiB, which is passed over.
-        on_damage: Told what is wrong with gzip data; what is whole is read all the same.
 
     Attributes:
         fd: The file.
@@ -55,7 +56,7 @@ class LogFile:
         OSError: It cannot be opened.
     """
 
-    def __init__(self, path: Path, on_too_long: Callable[[], object], on_damage: Callable[[str], object]) -> None:
+    def __init__(self, path: Path) -> None:
         self._file = path.open("rb", buffering=0)
         self.fd = self._file.fileno()
         status = os.fstat(self.fd)
@@ -63,8 +64,6 @@ class LogFile:
         self.size = 0 if self._is_pipe else status.st_size
         self.is_gzip = not self._is_pipe and (path.suffix == ".gz" or os.pread(self.fd, len(_GZIP), 0) == _GZIP)
         self._name = path.name
-        self._on_too_long = on_too_long
-        self._on_damage = on_damage
 
     def __enter__(self) -> Self:
         return self
@@ -73,16 +72,15 @@ class LogFile:
         self._file.close()
 
     def parts(self, start: int = 0, wanted: Callable[[bytes, bytes], bool] | None = None) -> list[Part]:
-        """The file, or what follows a part of it, in parts of about 8 MiB of lines.
+        """The file, or what follows a part of it, in parts of about 4 MiB of lines.
 
         Args:
             start: Where the first part begins; 0, or where a part ends.
             wanted: Told the earliest and the latest timestamp of a block of an archive, whether it is to be read.
         """
         if self._is_pipe:
-            return [Part(0, 0, 0)]
-        found = list(self._gzip_parts(start, wanted) if self.is_gzip else self._plain_parts(start))
-        return found
+            return [Part(0, 0, None)]
+        return list(self._gzip_parts(start, wanted) if self.is_gzip else self._plain_parts(start))
 
     def _plain_parts(self, start: int) -> Iterator[Part]:
         while start < self.size:
@@ -103,38 +101,45 @@ class LogFile:
         return self.size
 
     def _gzip_parts(self, start: int, wanted: Callable[[bytes, bytes], bool] | None) -> Iterator[Part]:
-        end, part = start, Part(start, start, 0)
+        end = begin = start
+        raw_size = 0
         for block in gzip_blocks.blocks_of(self.fd, start):
+            is_wanted = wanted is None or wanted(block.earliest, block.latest)
+            if begin < end and (not is_wanted or raw_size >= _PART_BYTES):
+                yield Part(begin, end, raw_size)
+                begin, raw_size = end, 0
             end = block.offset + block.size
-            if end > self.size:
-                break
-            if wanted is None or wanted(block.earliest, block.latest):
-                part = Part(part.start, end, part.raw_size + block.raw_size)
-                if part.raw_size < _PART_BYTES:
-                    continue
-            if part.end > part.start:
-                yield part
-            part = Part(end, end, 0)
-        if end < self.size:  # what is not ours, or damaged: its size is not known
-            yield Part(part.start, self.size, part.raw_size + self.size - end)
-        elif part.end > part.start:
-            yield part
+            if is_wanted:
+                raw_size += block.raw_size
+            else:
+                begin = end
+        if begin < end:
+            yield Part(begin, end, raw_size)
+        if end < self.size:  # what is not ours, or damaged
+            yield Part(end, self.size, None)
 
-    def blocks(self, part: Part) -> Iterator[bytes]:
+    def blocks(
+        self, part: Part, on_too_long: Callable[[int], object], on_damage: Callable[[str], object]
+    ) -> Iterator[bytes]:
         """The lines of a part, in blocks of whole lines.
+
+        Args:
+            part: One of `parts`.
+            on_too_long: Told of each line over 128 MiB, which is passed over.
+            on_damage: Told what is wrong with gzip data; what is whole is read all the same.
 
         Raises:
             OSError: It cannot be read.
         """
         held: list[bytes] = []
         passing_over = False
-        for piece in self._pieces(part):
+        for piece in self._pieces(part, on_damage):
             end = piece.rfind(b"\n") + 1
             if end == 0:
                 if not passing_over:
                     held.append(piece)
                     if sum(map(len, held)) > LINE_MAX_BYTES:
-                        self._on_too_long()
+                        on_too_long(1)
                         held, passing_over = [], True
                 continue
             start = piece.find(b"\n") + 1 if passing_over else 0
@@ -143,20 +148,29 @@ class LogFile:
         if held and _is_json(rest := b"".join(held)):
             yield rest + b"\n"
 
-    def _pieces(self, part: Part) -> Iterator[bytes]:
+    def _pieces(self, part: Part, on_damage: Callable[[str], object]) -> Iterator[bytes]:
         if self._is_pipe:
             while piece := os.read(self.fd, _PIECE_BYTES):
                 yield piece
         elif self.is_gzip:
-            yield from gzip_blocks.read_part(self.fd, part.start, part.end, on_problem=self._damaged)
+
+            def damaged(problem: str) -> None:
+                on_damage(f"{self._name}: {problem}")
+
+            yield from gzip_blocks.read_part(self.fd, part.start, part.end, on_problem=damaged)
         else:
             offset = part.start
-            while offset < part.end and (piece := os.pread(self.fd, min(_PIECE_BYTES, part.end - offset), offset)):
+            while offset < part.end and (piece := os.pread(self.fd, self._length(offset, part.end), offset)):
                 yield piece
                 offset += len(piece)
 
-    def _damaged(self, problem: str) -> None:
-        self._on_damage(f"{self._name}: {problem}")
+    def _length(self, offset: int, end: int) -> int:
+        """How many bytes to read so that the last line is whole where it is short, and nothing has to be joined."""
+        length = min(_PIECE_BYTES, end - offset)
+        if offset + length == end:
+            return length
+        tail = min(_TAIL_BYTES, length)
+        return length - tail + (os.pread(self.fd, tail, offset + length - tail).rfind(b"\n") + 1 or tail)
 
 
 def _is_json(text: bytes) -> bool:

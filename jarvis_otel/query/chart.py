@@ -7,11 +7,11 @@ from datetime import timedelta
 
 from jarvis_otel.query.stats import OTHER, Bar, Group
 from jarvis_otel.settings import LEVELS
-from jarvis_otel.terminal import Paint, printable, table
+from jarvis_otel.terminal import Paint, table
 
 __all__ = ["chart", "group_table", "length_text"]
 
-_LEVELS = (*reversed(LEVELS), OTHER)
+_LEVELS = (*reversed(tuple(LEVELS)), OTHER)
 _COLORS = {"CRITICAL": "red", "ERROR": "red", "WARNING": "yellow", "INFO": "green", "DEBUG": "dim", OTHER: "dim"}
 _FULL = "█"
 _SHADES = {"CRITICAL": "█", "ERROR": "█", "WARNING": "▓", "INFO": "▒", "DEBUG": "░", OTHER: "·"}
@@ -41,23 +41,22 @@ def chart(bars: Sequence[Bar], width: timedelta, paint: Paint, *, columns: int, 
         if not bar.counts.total():
             empty.append(f"{paint(time, 'dim')}  {' ' * room}  {0:>{digits}}")
             continue
-        yield from _gap(empty, paint)
+        yield from _gap(empty, paint, unicode=unicode)
         empty = []
-        pieces = "".join(
-            paint(glyphs[level] * length, _COLORS[level]) for level, length in _lengths(bar, most, room).items()
-        )
-        used = sum(_lengths(bar, most, room).values())
-        told = [f"{bar.counts[level]} {level}" for level in ("CRITICAL", "ERROR", "WARNING") if bar.counts[level]]
-        line = f"{paint(time, 'dim')}  {pieces}{' ' * (room - used)}  {bar.counts.total():>{digits}}"
-        yield f"{line}  {paint(', '.join(told), 'red' if bar.counts['ERROR'] + bar.counts['CRITICAL'] else 'yellow')}".rstrip()
-    yield from _gap(empty, paint)
+        lengths = _lengths(bar, most, room)
+        pieces = "".join(paint(glyphs[level] * length, _COLORS[level]) for level, length in lengths.items())
+        told = [level for level in ("CRITICAL", "ERROR", "WARNING") if bar.counts[level]]
+        tail = ", ".join(paint(f"{bar.counts[level]} {level}", _COLORS[level]) for level in told)
+        line = f"{paint(time, 'dim')}  {pieces}{' ' * (room - sum(lengths.values()))}  {bar.counts.total():>{digits}}"
+        yield f"{line}  {tail}".rstrip()
+    yield from _gap(empty, paint, unicode=unicode)
 
 
-def _gap(empty: Sequence[str], paint: Paint) -> Iterator[str]:
+def _gap(empty: Sequence[str], paint: Paint, *, unicode: bool) -> Iterator[str]:
     if len(empty) <= _EMPTY_SHOWN:
         yield from empty
     else:
-        yield paint(f"… {len(empty)} times nothing", "dim")
+        yield paint(f"{'…' if unicode else '...'} {len(empty)} times nothing", "dim")
 
 
 def _lengths(bar: Bar, most: int, room: int) -> dict[str, int]:
@@ -113,7 +112,7 @@ def _numbers(count: int, errors: int, records: int) -> tuple[str, str, str, str]
 def _cell(value: str | None) -> str:
     if value is None:
         return "(none)"
-    return printable(value if len(value) <= _CELL_MAX else f"{value[:_CELL_MAX]}…") or '""'
+    return (value if len(value) <= _CELL_MAX else f"{value[:_CELL_MAX]}…") or '""'
 
 
 def length_text(width: timedelta) -> str:

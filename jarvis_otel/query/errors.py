@@ -1,8 +1,8 @@
-"""What a question that cannot be understood is answered with."""
+"""What a question is answered with that cannot be understood, or not answered."""
 
 from __future__ import annotations
 
-__all__ = ["QueryError"]
+__all__ = ["AnswerError", "QueryError"]
 
 
 class QueryError(ValueError):
@@ -17,3 +17,7 @@ class QueryError(ValueError):
         super().__init__(f"{argument}: {problem}")
         self.argument = argument
         self.problem = problem
+
+
+class AnswerError(Exception):
+    """A question that was understood and cannot be answered; the text says why, and the cure, in one line."""

@@ -2,65 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import marshal
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+import orjson
 
 from jarvis_collector import gzip_blocks
-from jarvis_collector.layout import ARCHIVE, COMPONENTS, LOGS_STREAM, STREAMS, archive_path, day_name
-from jarvis_collector.otlp import Signal
+from jarvis_collector.layout import ARCHIVE, COMPONENTS, STREAMS, archive_path, day_name
 from jarvis_collector.sidecar import read_sidecar
-from jarvis_otel.query.blocks import read_blocks
-from jarvis_otel.query.filters import Filter, Record
-from jarvis_otel.query.otlp_lines import RequestLines
-from jarvis_otel.query.scan import Found, scan
+from jarvis_otel.query.blocks import LogFile, Part
+from jarvis_otel.query.counts import Counting, Counts, Question
+from jarvis_otel.query.fields import Columns
+from jarvis_otel.query.filters import Filter
+from jarvis_otel.query.kinds import LOGS, SPANS, Kind
+from jarvis_otel.query.scan import Found
+from jarvis_otel.query.scanner import Notes, Scanner, hashes_of
 from jarvis_otel.query.times import Interval
+from jarvis_otel.query.workers import in_order
 
 __all__ = ["LOGS", "SPANS", "Kind", "LogFiles", "Seen", "Tally"]
 
 _SEEN_MAX = 1 << 18
+_ALONE_BYTES = 48 << 20
+"""Less is scanned sooner by one process than others are started."""
 
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """One of the collector's signals: how its files are called, what its records are, and what makes one unique.
-
-    Attributes:
-        stream: How the names of its day files begin.
-        signal: What the requests of the real Collector carry it as.
-        includes: Whether a record is one of its own, where the file's name does not tell.
-        identity: Equal for repeats of one record; None where a record cannot be told from others.
-    """
-
-    stream: str
-    signal: Signal
-    includes: Callable[[Record], bool]
-    identity: Callable[[Record], object]
-
-
-def _is_span(record: Record) -> bool:
-    return "level" not in record and "kind" in record and "status" in record
-
-
-def _is_log(record: Record) -> bool:
-    return not _is_span(record) and "resourceMetrics" not in record
-
-
-def _record_identity(record: Record) -> object:
-    meta = record.get("_meta")
-    uid = meta.get("uid") if isinstance(meta, dict) else None
-    return uid if isinstance(uid, str) else None
-
-
-def _span_identity(record: Record) -> object:
-    ids = (record.get("trace_id"), record.get("span_id"))
-    return ids if all(isinstance(part, str) for part in ids) else None
-
-
-LOGS = Kind(LOGS_STREAM, Signal.LOGS, _is_log, _record_identity)
-SPANS = Kind("traces", Signal.TRACES, _is_span, _span_identity)
+_T = TypeVar("_T")
 
 
 @dataclass(slots=True)
@@ -74,6 +46,7 @@ class Tally:
             Of a file that was read several times, the most that were met with at once.
         damaged: What of archives cannot be inflated, a line for each place.
         repeats: Records found again with the same uid.
+        bytes: Of the parts of files that were looked at, as far as they tell their size.
     """
 
     files: int = 0
@@ -81,6 +54,7 @@ class Tally:
     unreadable: dict[str, int] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
     repeats: int = 0
+    bytes: int = 0
 
 
 class _Source(NamedTuple):
@@ -105,11 +79,13 @@ class LogFiles:
     Args:
         place: The log directory; or files, plain or gzip, which are read in the order in which they are given.
         tally: Where what is met with is counted.
+        workers: How many processes scan a large file.
     """
 
-    def __init__(self, place: Path | Sequence[Path], tally: Tally) -> None:
+    def __init__(self, place: Path | Sequence[Path], tally: Tally, workers: int = 1) -> None:
         self._place = place
         self._tally = tally
+        self._workers = workers
 
     def records(self, kind: Kind, filters: Sequence[Filter], interval: Interval) -> Iterator[Found]:
         """The records that pass all filters, in the order in which they arrived, each once.
@@ -128,25 +104,41 @@ class LogFiles:
         """
         seen = Seen()
         for source in _days(self._place, kind) if isinstance(self._place, Path) else _named(self._place, kind):
-            for found in self._read(source, kind, filters, interval):
+            scan = partial(self._scan, kind=kind, filters=_filters(source, kind, filters), interval=interval)
+            for found in self._read(source, interval, scan):
                 identity = kind.identity(found.record)
                 if identity is not None and seen.before(hash(identity)):
                     self._tally.repeats += 1
                 else:
                     yield found
 
-    def _read(self, source: _Source, kind: Kind, filters: Sequence[Filter], interval: Interval) -> Iterator[Found]:
-        """The records of a source: of its first name that is there, for that is complete until it goes.
+    def counts(self, filters: Sequence[Filter], interval: Interval, question: Question) -> Iterator[Counts]:
+        """The log records that pass all filters, each counted once, as `records` would give them; part by part.
+
+        Args:
+            filters: What a record must be.
+            interval: As for `records`.
+            question: What is counted.
+
+        Raises:
+            OSError: The directory or one of the files cannot be read.
+        """
+        seen = Seen()
+        for source in _days(self._place, LOGS) if isinstance(self._place, Path) else _named(self._place, LOGS):
+            own = _filters(source, LOGS, filters)
+            scan = partial(self._count, filters=own, interval=interval, question=question, seen=seen)
+            yield from self._read(source, interval, scan)
+
+    def _read(self, source: _Source, interval: Interval, scan: Callable[[Path], Iterator[_T]]) -> Iterator[_T]:
+        """What a scan finds in a source: in its first name that is there, for that is complete until it goes.
 
         Only where a clock that went back made a day grow that was archived before, each holds what the other does not.
         """
-        if source.mixed:
-            filters = [*filters, Filter(kind.includes)]
         all_of_them = source.both and not _is_archived_as(*source.paths)
         for path in source.paths:
             try:
                 if _may_hold(path, interval):
-                    yield from self._scan(path, kind, filters, interval)
+                    yield from scan(path)
                 else:
                     self._tally.files_passed_over += 1
             except FileNotFoundError:
@@ -157,32 +149,78 @@ class LogFiles:
                 return
 
     def _scan(self, path: Path, kind: Kind, filters: Sequence[Filter], interval: Interval) -> Iterator[Found]:
-        named = day_name(path.name)
-        counted = 0
+        with LogFile(path) as file:
+            notes = self._opened(path)
+            scanner = Scanner(file, path, kind, filters, interval)
+            for part, packed in self._packed(scanner.parts(), scanner.pack_found):
+                if packed is None:
+                    yield from scanner.found(part, notes)
+                else:
+                    unreadable, damage, found = marshal.loads(packed)  # noqa: S302 - of our own fork
+                    notes.add(unreadable, damage)
+                    for time, line in found:
+                        yield Found(time, orjson.loads(line), line)
+
+    def _count(
+        self, path: Path, filters: Sequence[Filter], interval: Interval, question: Question, seen: Seen
+    ) -> Iterator[Counts]:
+        with LogFile(path) as file:
+            notes = self._opened(path)
+            scanner = Scanner(file, path, LOGS, filters, interval)
+            counting = Counting(question)
+
+            def once(columns: Iterable[Columns]) -> Iterator[Columns]:
+                for each in columns:
+                    first = each if seen.are_new(hashes_of(each.uids)) else _first_of(each, seen)
+                    self._tally.repeats += len(each.times) - len(first.times)
+                    yield first
+
+            for part, packed in self._packed(scanner.parts(), partial(scanner.pack_counts, counting)):
+                if packed is None:
+                    yield counting.count(once(scanner.columns(part, counting.keys, notes)))
+                    continue
+                unreadable, damage, counts, uids = marshal.loads(packed)  # noqa: S302 - of our own fork
+                notes.add(unreadable, damage)
+                hashes = array("q")
+                hashes.frombytes(uids)
+                if seen.are_new(hashes):
+                    yield Counts(*counts)
+                else:
+                    yield counting.count(once(scanner.columns(part, counting.keys, Notes())))
+
+    def _packed(self, parts: Sequence[Part], pack: Callable[[Part], bytes]) -> Iterator[tuple[Part, bytes | None]]:
+        """Each part with what other processes made of it; without that where it is better done here."""
+        bounded = [part for part in parts if part.raw_size is not None]
+        others = parts[len(bounded) :]  # what follows the blocks of an archive may be of any size
+        if self._workers < 2 or sum(part.raw_size or 0 for part in bounded) < _ALONE_BYTES:
+            bounded, others = [], parts
+        done = chain(
+            zip(bounded, in_order(pack, bounded, self._workers), strict=True), ((part, None) for part in others)
+        )
+        for part, packed in done:
+            self._tally.bytes += part.raw_size or 0
+            yield part, packed
+
+    def _opened(self, path: Path) -> Notes:
+        self._tally.files += 1
 
         def unreadable(count: int) -> None:
-            nonlocal counted
-            counted += count
-            self._tally.unreadable[path.name] = max(counted, self._tally.unreadable.get(path.name, 0))
+            self._tally.unreadable[path.name] = max(count, self._tally.unreadable.get(path.name, 0))
 
-        requests = RequestLines(
-            kind.signal, [one.request for one in filters if one.request], named.day if named else None, unreadable
-        )
-        since, until = (end.encode() for end in interval.line_times())
-        blocks = read_blocks(
-            path,
-            lambda: unreadable(1),
-            lambda earliest, latest: since <= latest and earliest <= until,
-            self._note_damage,
-        )
-        first = next(blocks, b"")  # opens it
-        self._tally.files += 1
-        flat = (lines for block in chain((first,), blocks) for lines in requests.flat(block))
-        return scan(flat, filters, unreadable)
+        return Notes(unreadable, self._note_damage)
 
     def _note_damage(self, problem: str) -> None:
         if problem not in self._tally.damaged:  # a file may be read several times
             self._tally.damaged.append(problem)
+
+
+def _filters(source: _Source, kind: Kind, filters: Sequence[Filter]) -> Sequence[Filter]:
+    return [*filters, Filter(kind.includes)] if source.mixed else filters
+
+
+def _first_of(columns: Columns, seen: Seen) -> Columns:
+    """Without the records whose uid was seen before."""
+    return columns.where([not (isinstance(uid, str) and seen.before(hash(uid))) for uid in columns.uids])
 
 
 def _days(directory: Path, kind: Kind) -> list[_Source]:
@@ -253,3 +291,14 @@ class Seen:
             self._old, self._young = self._young, set()
         self._young.add(value)
         return False
+
+    def are_new(self, values: Collection[int]) -> bool:
+        """Whether none of the values was here before, nor is twice among them; then they were here from now on."""
+        new = set(values)
+        if len(new) < len(values) or not (new.isdisjoint(self._young) and new.isdisjoint(self._old)):
+            return False
+        if len(self._young) + len(new) > _SEEN_MAX:
+            self._old, self._young = self._young, new
+        else:
+            self._young |= new
+        return True

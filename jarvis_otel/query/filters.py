@@ -14,7 +14,9 @@ from jarvis_otel.settings import LEVELS
 
 __all__ = [
     "ESCAPE",
+    "ID_KEYS",
     "LOKI_LABELS",
+    "Facts",
     "Filter",
     "Needle",
     "Record",
@@ -24,10 +26,12 @@ __all__ = [
     "equalling",
     "field_filter",
     "flag_filter",
+    "flag_or_error_filter",
     "flag_states",
     "interval_filter",
     "is_evaluation",
     "level_filter",
+    "searched_texts",
     "text_filter",
     "trace_filter",
     "user_filter",
@@ -38,6 +42,9 @@ Record = Mapping[str, Any]
 
 ESCAPE = b"\\u"
 """A line with one of these may hold any text without showing its bytes: JSON lets a writer escape what it likes."""
+
+ID_KEYS = ("correlation_id", "trace_id")
+"""The keys of a line whose values an index knows."""
 
 _ALIASES = {"WARN": "WARNING", "FATAL": "CRITICAL"}
 _NEEDLES_MAX = 16
@@ -57,14 +64,14 @@ LOKI_LABELS: Mapping[str, tuple[str, ...]] = {
 
 # Quote, backslash and slash have two-character escapes beside \u; control characters are always escaped.
 _PLAIN = re.compile(r'[^"\\/\x00-\x1f\ud800-\udfff]+')
-_PLAIN_ASCII = re.compile(r'[^"\\/\x00-\x1f\x80-\U0010ffff]+')
+_PLAIN_ASCII = re.compile(r"[ !#-.0-\[\]-\x7f]+")
 
 # The two characters beyond ASCII whose lower case holds an ASCII letter (i and k), as the line's bytes.
 _LOWER_TO_ASCII = ("\u0130".encode(), "\u212a".encode())
 
 # Runs of characters that JSON has in a string, number or constant only, never between two of them; and in any parser's
 # reading of bytes that are no UTF-8.
-_WITHIN_ONE = re.compile(r'[^"\\/\x00-\x1f{}\[\]:,\x80-\U0010ffff]+')
+_WITHIN_ONE = re.compile(r"[ !#-+\-.0-9;-Z^-z|~\x7f]+")
 _NUMBER_PART = re.compile(r"[0-9.eE+-]+")
 _CONSTANTS = ("true", "false", "null", "nan", "-infinity")
 _WHOLE_VALUE = re.compile(r'[^"\\/\x00-\x1f\ud800-\udfff\ufffd]+')
@@ -87,6 +94,21 @@ class Needle:
 
 
 @dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of each wanted record without looking at it: what an index passes over blocks by.
+
+    Attributes:
+        levels: Its level is one of these.
+        service: It is of this service.
+        ids: Its correlation id or its trace id is one of these.
+    """
+
+    levels: frozenset[str] | None = None
+    service: str | None = None
+    ids: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Filter:
     """One condition on a record; what is asked for is the conjunction of several.
 
@@ -98,6 +120,8 @@ class Filter:
         possible: Whether a line of these bytes can be wanted, if that can be said.
         request: Bytes that a whole OTLP/JSON request holds in which a wanted record is; a wanted line holds them too.
         loki: What Loki is asked, so that little else comes back.
+        facts: What is known of each wanted record.
+        is_interval: Whether it asks for an interval and nothing else.
     """
 
     matches: Callable[[Record], bool]
@@ -105,6 +129,8 @@ class Filter:
     possible: Callable[[bytes], bool] | None = None
     request: Needle | None = None
     loki: logql.Asked = logql.ANYTHING
+    facts: Facts | None = None
+    is_interval: bool = False
 
 
 def equalling(text: str) -> Needle | None:
@@ -184,7 +210,8 @@ def level_filter(text: str) -> Filter:
     # below WARNING nearly every line would be a hit: parsing is cheaper than looking first
     rare = exact or LEVELS[name] >= LEVELS["WARNING"]
     needle = _any_of(sorted(wanted)) if rare else None
-    return Filter(lambda record: _text(record.get("level")) in wanted, needle, loki=logql.levels(wanted))
+    facts = Facts(levels=frozenset(wanted))
+    return Filter(lambda record: _text(record.get("level")) in wanted, needle, loki=logql.levels(wanted), facts=facts)
 
 
 def field_filter(key: str, value: str) -> Filter:
@@ -192,7 +219,8 @@ def field_filter(key: str, value: str) -> Filter:
     # the one text that a line says of a request that does not
     request = None if value == UNKNOWN_SERVICE else _value_in_request(value)
     loki = logql.equals_any(LOKI_LABELS[key], (value,)) if key in LOKI_LABELS else logql.ANYTHING
-    return Filter(lambda record: record.get(key) == value, equalling(value), request=request, loki=loki)
+    facts = Facts(service=value) if key == "service" else Facts(ids=frozenset({value})) if key in ID_KEYS else None
+    return Filter(lambda record: record.get(key) == value, equalling(value), request=request, loki=loki, facts=facts)
 
 
 def user_filter(names: Iterable[str]) -> Filter:
@@ -214,6 +242,7 @@ def correlation_filter(correlation_id: str, trace_ids: Iterable[str] = ()) -> Fi
         _any_of(sorted({correlation_id, *traces})),
         request=_any_of(sorted({correlation_id, *traces}), _value_in_request),
         loki=logql.equals_any(LOKI_LABELS["correlation_id"], {correlation_id, *traces}),
+        facts=Facts(ids=frozenset({correlation_id, *traces})),
     )
 
 
@@ -239,6 +268,21 @@ def flag_filter(text: str) -> Filter:
     return Filter(lambda record: flag_id in _list(record.get("active_flags")), needle, request=request, loki=loki)
 
 
+def flag_or_error_filter(flag_id: str) -> Filter:
+    """Records and spans that tell a flag, or its change, or that something failed."""
+
+    def matches(record: Record) -> bool:
+        if record.get("level") in ("ERROR", "CRITICAL") or flag_id in flag_states(record):
+            return True
+        status, context = record.get("status"), record.get("context")
+        if isinstance(status, dict):
+            return status.get("code") == "error"
+        return isinstance(context, dict) and context.get("feature_flag.key") == flag_id
+
+    needle = _any_of([flag_id, "ERROR", "CRITICAL", "error"])
+    return Filter(matches, needle, loki=logql.flag_or_error(flag_id))
+
+
 def flag_states(record: Record) -> dict[str, str]:
     """Variant by flag id as a record says it; a flag that is only listed as active was `on`."""
     flags = record.get("flags")
@@ -261,14 +305,19 @@ def text_filter(text: str) -> Filter:
     wanted = text.lower()
 
     def matches(record: Record) -> bool:
-        error = record.get("error")
-        parts = [record.get("message"), record.get("context")]
-        if isinstance(error, dict):
-            parts += [error.get("message"), error.get("stack_trace")]
-        return any(wanted in part.lower() for part in _texts(parts))
+        return any(wanted in part.lower() for part in searched_texts(record))
 
     request = contained_in_request(text, any_case=True)
     return Filter(matches, containing(text), request=request, loki=logql.says_anywhere(text))
+
+
+def searched_texts(record: Record) -> Iterable[str]:
+    """The texts of a record in which people search: message, error message, stack trace and context."""
+    error = record.get("error")
+    parts = [record.get("message"), record.get("context")]
+    if isinstance(error, dict):
+        parts += [error.get("message"), error.get("stack_trace")]
+    return _texts(parts)
 
 
 def interval_filter(interval: Interval) -> Filter | None:
@@ -282,7 +331,9 @@ def interval_filter(interval: Interval) -> Filter | None:
         start = _LINE_TIME.match(line)
         return start is None or since_bytes <= start[1] <= until_bytes
 
-    return Filter(lambda record: since <= canonical_time(record["timestamp"]) <= until, possible=possible)
+    return Filter(
+        lambda record: since <= canonical_time(record["timestamp"]) <= until, possible=possible, is_interval=True
+    )
 
 
 def _text(value: Any) -> str | None:

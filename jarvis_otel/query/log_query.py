@@ -5,12 +5,14 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from jarvis_otel.query.counts import Counts, Question
 from jarvis_otel.query.errors import QueryError
 from jarvis_otel.query.files import LOGS, SPANS, Kind, LogFiles, Tally
 from jarvis_otel.query.filters import (
@@ -18,6 +20,7 @@ from jarvis_otel.query.filters import (
     correlation_filter,
     field_filter,
     flag_filter,
+    flag_or_error_filter,
     flag_states,
     interval_filter,
     is_evaluation,
@@ -29,6 +32,11 @@ from jarvis_otel.query.filters import (
 from jarvis_otel.query.scan import Found
 from jarvis_otel.query.times import Interval, resolve_interval
 from jarvis_otel.query.where import where_filter
+
+if TYPE_CHECKING:
+    from jarvis_collector.config import LokiTarget
+    from jarvis_otel.query.impact import Change, Impact
+    from jarvis_otel.query.loki_source import LokiSource
 
 __all__ = ["GROUPS", "Criteria", "FlagRate", "LogQuery", "Matches", "Trace"]
 
@@ -64,6 +72,7 @@ class Criteria:
         since: str | datetime | None = None,
         until: str | datetime | None = None,
         text: str | None = None,
+        regex: str | None = None,
         where: str | None = None,
         now: datetime | None = None,
     ) -> Criteria:
@@ -79,6 +88,7 @@ class Criteria:
             since: The earliest time, see `parse_time`; a naive datetime is local time.
             until: The latest time.
             text: Stands in the message, the error or the context, in any case.
+            regex: A regular expression of RE2 that matches a part of those.
             where: An expression, see `where_filter`.
             now: The clock; the current time if None.
 
@@ -93,6 +103,7 @@ class Criteria:
             ("text", text_filter, text),
             ("flag", flag_filter, flag),
             ("where", where_filter, where),
+            ("regex", _regex_filter, regex),
             ("service", lambda value: field_filter("service", value), service),
             ("level", level_filter, level),
         )
@@ -115,10 +126,12 @@ class Matches:
     Attributes:
         found: The records.
         total: How many match, with those that a limit left out.
+        counted: Whether that is so; Loki is not asked for those, so there may be more.
     """
 
     found: list[Found]
     total: int
+    counted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,24 +189,42 @@ class LogQuery:
         log_dir: The directory; that of the settings if None.
         files: Read these instead, plain or gzip, in this order. Which are spans' is told by a day file's name, else by
             what stands in them.
+        loki: Ask this Loki instead, which has log records only, no spans, and less of each than a file; see
+            `loki_lines`.
+        workers: How many processes scan a large file; below 2 it is this one. More are for programs like a command:
+            they are forks, and there are none in a process with several threads.
 
     Attributes:
         tally: What reading met with so far: files, lines that are no records, repeats, damage.
 
     Raises:
-        ValueError: Both are given.
+        ValueError: More than one of them is given.
     """
 
-    def __init__(self, log_dir: str | Path | None = None, *, files: Iterable[str | Path] | None = None) -> None:
-        if log_dir is not None and files is not None:
-            raise ValueError("got log_dir and files, want one of them")
-        if log_dir is None and files is None:
+    def __init__(
+        self,
+        log_dir: str | Path | None = None,
+        *,
+        files: Iterable[str | Path] | None = None,
+        loki: LokiTarget | None = None,
+        workers: int = 1,
+    ) -> None:
+        sources = {"log_dir": log_dir, "files": files, "loki": loki}
+        given = [name for name, source in sources.items() if source is not None]
+        if len(given) > 1:
+            raise ValueError(f"got {' and '.join(given)}, want one of them")
+        if not given:
             from jarvis_otel.settings import Settings  # noqa: PLC0415 - reads files; not needed where a directory is given
 
             log_dir = Settings.load().log_dir
         self.tally = Tally()
+        self._loki: LokiSource | None = None
+        if loki is not None:
+            from jarvis_otel.query.loki_source import LokiSource  # noqa: PLC0415 - most questions go to files
+
+            self._loki = LokiSource(loki, self.tally)
         self._files = LogFiles(
-            Path(log_dir) if log_dir is not None else [Path(file) for file in files or ()], self.tally
+            Path(log_dir) if log_dir is not None else [Path(file) for file in files or ()], self.tally, workers
         )
 
     def search(  # noqa: PLR0917 - the order of the arguments is the contract
@@ -209,6 +240,7 @@ class LogQuery:
         limit: int | None = 100,
         *,
         trace_id: str | None = None,
+        regex: str | None = None,
         where: str | None = None,
     ) -> list[dict[str, Any]]:
         """The newest records that match, ordered by timestamp; for the other arguments see `Criteria.of`.
@@ -230,6 +262,7 @@ class LogQuery:
             since=since,
             until=until,
             text=text,
+            regex=regex,
             where=where,
         )
         return [found.record for found in self.newest(criteria, limit).found]
@@ -246,13 +279,45 @@ class LogQuery:
         """
         return (found.record for found in self.scan(Criteria.of(**criteria)))
 
+    def pages(self, size: int = 100, **criteria: Any) -> Iterator[list[dict[str, Any]]]:
+        """All records that match, in lists of the same length but for the last, in the order in which they arrived.
+
+        Args:
+            size: How many records a page has.
+            **criteria: As `Criteria.of` takes them.
+
+        Raises:
+            QueryError: An argument cannot be read.
+            OSError: The log files cannot be read.
+        """
+        if size < 1:
+            raise QueryError("size", f"got {size}, want 1 or more")
+        records = self.iterate(**criteria)
+        return iter(lambda: list(islice(records, size)), [])
+
     def scan(self, criteria: Criteria, kind: Kind = LOGS) -> Iterator[Found]:
         """All that matches, in the order in which it arrived.
 
         Raises:
             OSError: The files cannot be read.
         """
-        return self._files.records(kind, criteria.filters, criteria.interval)
+        source = self._loki or self._files
+        return source.records(kind, criteria.filters, criteria.interval)
+
+    def counts(
+        self, criteria: Criteria, groups: Iterable[tuple[str, ...]] = (), precision: int = 19
+    ) -> Iterator[Counts]:
+        """The log records that match, counted part by part: much sooner than one by one.
+
+        Args:
+            criteria: Which records.
+            groups: Fields to count by, each group a combination.
+            precision: So many characters of a timestamp tell times apart: 19 are seconds, 16 minutes.
+
+        Raises:
+            OSError: The files cannot be read.
+        """
+        return self._files.counts(criteria.filters, criteria.interval, Question(tuple(groups), precision))
 
     def newest(self, criteria: Criteria, limit: int | None, kind: Kind = LOGS) -> Matches:
         """The newest that match, oldest first, and how many match in all.
@@ -263,6 +328,10 @@ class LogQuery:
         """
         if limit is not None and limit < 1:
             raise QueryError("limit", f"got {limit}, want 1 or more, or None for all")
+        if self._loki and limit is not None:
+            with closing(self._loki.records(kind, criteria.filters, criteria.interval, newest_first=True)) as newest:
+                some = list(islice(newest, limit + 1))
+            return Matches(some[:limit][::-1], len(some), counted=len(some) <= limit)
         # Files are in order of arrival, so all have to be read; the heap keeps what is kept small.
         heap: list[tuple[str, int, Found]] = []
         arrival = count()
@@ -320,6 +389,41 @@ class LogQuery:
                 rate.errors += errors
         return {flag_id: dict(sorted(variants.items())) for flag_id, variants in sorted(rates.items())}
 
+    def flag_impact(
+        self,
+        flag: str,
+        since: str | datetime | None = None,
+        until: str | datetime | None = None,
+        service: str | None = None,
+        *,
+        baseline: str | None = None,
+        changes: Iterable[Change] = (),
+    ) -> Impact:
+        """Error rate, latency and volume by variant of a flag, with their intervals, and what that says.
+
+        Args:
+            flag: The flag's id.
+            since: The earliest time.
+            until: The latest time.
+            service: Only what this service tells.
+            baseline: The variant to compare with; else `off`, else the most frequent one.
+            changes: Changes of the flag beside those that the records tell of.
+
+        Raises:
+            QueryError: An argument cannot be read.
+            OSError: The log files cannot be read.
+        """
+        from jarvis_otel.query.impact import Gathered  # noqa: PLC0415 - other questions need none of it
+
+        within = Criteria.of(since=since, until=until)
+        criteria = Criteria(within.interval, (flag_or_error_filter(flag), *within.filters))
+        gathered = Gathered(flag, service)
+        for found in self.scan(criteria):
+            gathered.add_record(found.record)
+        for found in self.scan(criteria, SPANS):
+            gathered.add_span(found.record)
+        return gathered.impact(baseline, changes)
+
     def trace_correlation(self, correlation_id: str) -> list[dict[str, Any]]:
         """All records of a correlation id and of the traces that it is part of, ordered by timestamp.
 
@@ -363,6 +467,12 @@ class LogQuery:
             self.newest(criteria, _TRACE_RECORDS_MAX, LOGS),
             self.newest(criteria, _TRACE_RECORDS_MAX, SPANS),
         )
+
+
+def _regex_filter(pattern: str) -> Filter:
+    from jarvis_otel.query.regex import regex_filter  # noqa: PLC0415 - an extra
+
+    return regex_filter(pattern)
 
 
 def _trace_ids(matches: Matches) -> set[str]:

@@ -47,9 +47,8 @@ _PLAIN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _PLAIN_FLAG = re.compile(r"[A-Za-z0-9_.-]+")
 
-# Case is folded otherwise there than here where letters beyond ASCII are about; JSON leaves these as they are.
+# Letters beyond ASCII are folded otherwise there than here; and these are what Loki's lists in JSON have as they are.
 _RUN = re.compile(r"[A-Za-z0-9 _.,;=#@-]+")
-_FOLDED_TO_ASCII = r"\x{130}|\x{212a}"
 
 _SEVERITIES = {
     "DEBUG": "(severity_number>=1 and severity_number<=8)",
@@ -231,7 +230,8 @@ def _holding(text: str) -> str | None:
     run = max(_RUN.findall(text), key=len, default="")[:_RUN_MAX]
     if len(run) < 3:
         return None
-    return f"(?is)(?:{_pattern('.*', run)}.*|.*(?:{_FOLDED_TO_ASCII}).*)"
+    # the one letter whose case is folded to ASCII here and not there
+    return f"(?s).*(?:(?i:{_pattern('', run)})|\\x{{130}}).*"
 
 
 def _pattern(before: str, text: str) -> str:

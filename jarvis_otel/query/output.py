@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -70,6 +73,17 @@ class Output:
         """Lets what was written be seen."""
         sys.stdout.buffer.flush()
 
+    def check_reader(self) -> None:
+        """Tells whether whoever reads is still there, for those who have nothing to write.
+
+        Raises:
+            BrokenPipeError: Nobody reads any more.
+        """
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        if any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0)):
+            raise BrokenPipeError
+
     def _release(self) -> bytes:
         data = b"".join(self._held)
         self._held = []
@@ -115,21 +129,23 @@ def _rows(data: bytes, columns: int) -> int:
 class Progress:
     """Says on a terminal's stderr how far a command has come that takes longer than a second; wiped when it ends.
 
+    It is driven by SIGALRM, and not by a thread, so that whoever reads the files may fork.
+
     Args:
         state: What to say.
     """
 
     def __init__(self, state: Callable[[], str]) -> None:
         self._state = state
-        self._ended = threading.Event()
-        self._lock = threading.Lock()
+        self._begun = time.monotonic()
+        self._runs = False
         self._shown = False
-        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        if sys.stderr is not None and sys.stderr.isatty():
-            self._thread = threading.Thread(target=self._run, name="jarvis-progress", daemon=True)
-            self._thread.start()
+        if sys.stderr is not None and sys.stderr.isatty() and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGALRM, self._tick)
+            signal.setitimer(signal.ITIMER_REAL, _AFTER_S, _EVERY_S)
+            self._runs = True
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -137,28 +153,26 @@ class Progress:
 
     def end(self) -> None:
         """Wipes it, and says no more."""
-        self._ended.set()
+        if self._runs:
+            self._runs = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
         self.wipe()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
 
     def wipe(self) -> None:
         """Clears the line, for something else to be written there."""
-        with self._lock:
-            if self._shown:
-                sys.stderr.write("\r\x1b[K")
-                sys.stderr.flush()
-                self._shown = False
+        if self._shown:
+            self._shown = False
+            _to_stderr("\r\x1b[K")
 
-    def _run(self) -> None:
-        begun = time.monotonic()
-        wait = _AFTER_S
-        while not self._ended.wait(wait):
-            wait = _EVERY_S
-            text = f"{self._state()}, {time.monotonic() - begun:.0f} s"
-            with self._lock:
-                if not self._ended.is_set():
-                    sys.stderr.write(f"\r{text[: shutil.get_terminal_size().columns - 1]}\x1b[K")
-                    sys.stderr.flush()
-                    self._shown = True
+    def _tick(self, *_: object) -> None:
+        if self._runs:
+            text = f"{self._state()}, {time.monotonic() - self._begun:.0f} s"
+            self._shown = True
+            _to_stderr(f"\r{text[: shutil.get_terminal_size().columns - 1]}\x1b[K")
+
+
+def _to_stderr(text: str) -> None:
+    """Past the stream's buffer, in the middle of whose work a signal may come."""
+    with suppress(OSError, ValueError):
+        os.write(sys.stderr.fileno(), text.encode("utf-8", "backslashreplace"))

@@ -6,15 +6,26 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, tzinfo
+from itertools import chain
 from typing import Any
 
 import orjson
 
-from jarvis_otel.query.filters import Record, flag_states
+from jarvis_otel.query.filters import Record, flag_states, is_evaluation
 from jarvis_otel.query.times import canonical_time
 from jarvis_otel.terminal import Paint, printable
 
-__all__ = ["csv_rows", "flags_suffix", "human_record", "json_text", "local_time"]
+__all__ = [
+    "csv_rows",
+    "csv_table",
+    "cut",
+    "error_text",
+    "evaluation_text",
+    "flags_suffix",
+    "human_record",
+    "json_text",
+    "local_time",
+]
 
 _MESSAGE_MAX = 2000
 _VALUE_MAX = 200
@@ -82,7 +93,10 @@ def human_record(record: Record, paint: Paint, flags: Mapping[str, str] | None =
         flags: The flags to show; those of the record if None.
     """
     level = _shown(record.get("level"))
-    parts = [f"{paint(f'{level:<8}', _LEVEL_COLOR.get(level, 'bold'))} {_shown(record.get('message'), _MESSAGE_MAX)}"]
+    start = paint(f"{level:<8}", _LEVEL_COLOR.get(level, "bold"))
+    if is_evaluation(record):
+        return f"{start} {evaluation_text(record, paint)}"
+    parts = [f"{start} {_shown(record.get('message'), _MESSAGE_MAX)}"]
     context = record.get("context")
     if isinstance(context, dict) and context:
         parts.append(" ".join(f"{paint(_shown(key) + '=', 'dim')}{_value(value)}" for key, value in context.items()))
@@ -92,6 +106,13 @@ def human_record(record: Record, paint: Paint, flags: Mapping[str, str] | None =
         parts.append(f"{_value(duration)} ms")
     parts.append(flags_suffix(flag_states(record) if flags is None else flags, paint))
     return "  ".join(part for part in parts if part)
+
+
+def evaluation_text(record: Record, paint: Paint) -> str:
+    """The event of an evaluation, which has its message and a reason to tell."""
+    context = record.get("context")
+    reason = context.get("feature_flag.result.reason") if isinstance(context, dict) else None
+    return paint(f"⚑ {_shown(record.get('message'), _MESSAGE_MAX)} ({_shown(reason) or 'evaluated'})", "magenta")
 
 
 def error_text(record: Record) -> str:
@@ -112,23 +133,23 @@ def flags_suffix(flags: Mapping[str, str], paint: Paint) -> str:
 
 
 def csv_rows(records: Iterable[Record]) -> Iterator[str]:
-    """A header row and a row a record, safe to open in a spreadsheet.
+    """A header row and a row a record, see `csv_table`."""
+    yield from csv_table(_CSV_KEYS, ([_part(record, key) for key in _CSV_KEYS] for record in records))
+
+
+def csv_table(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> Iterator[str]:
+    """A header row and further rows, safe to open in a spreadsheet.
 
     Nested values are JSON. Text that a spreadsheet would take for a formula gets a leading apostrophe; control
     characters other than tab and newline are shown as escapes.
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-
-    def row(cells: Iterable[str]) -> str:
+    for row in chain((header,), rows):
         buffer.seek(0)
         buffer.truncate()
-        writer.writerow(cells)
-        return buffer.getvalue()
-
-    yield row(_CSV_KEYS)
-    for record in records:
-        yield row(_cell(_part(record, key)) for key in _CSV_KEYS)
+        writer.writerow(map(_cell, row))
+        yield buffer.getvalue()
 
 
 def _part(record: Record, key: str) -> Any:
@@ -151,13 +172,14 @@ def _cell(value: Any) -> str:
 def _value(value: Any) -> str:
     if isinstance(value, str) and value and not any(char.isspace() or char in "\"'" for char in value):
         return _shown(value)
-    return _cut(json_text(value), _VALUE_MAX)
+    return cut(json_text(value), _VALUE_MAX)
 
 
 def _shown(value: Any, limit: int = _VALUE_MAX) -> str:
     text = value if isinstance(value, str) else "" if value is None else json_text(value)
-    return printable(_cut(text, limit))
+    return printable(cut(text, limit))
 
 
-def _cut(text: str, limit: int) -> str:
+def cut(text: str, limit: int) -> str:
+    """The beginning of a text, and how much more there is."""
     return text if len(text) <= limit else f"{text[:limit]}…[{len(text) - limit} more]"

@@ -11,7 +11,7 @@ import orjson
 from jarvis_otel.query.filters import ESCAPE, Filter, Needle
 from jarvis_otel.query.times import canonical_time
 
-__all__ = ["Found", "holds", "scan"]
+__all__ = ["Found", "holds", "parsed", "scan"]
 
 _HOPS_MAX = 4096
 _OTHER_SIGNALS = frozenset(("resourceLogs", "resourceSpans", "resourceMetrics"))
@@ -47,16 +47,21 @@ def scan(blocks: Iterable[bytes], filters: Sequence[Filter], on_unreadable: Call
         for line in _lines_with(block, needles[0]) if needles else block.split(b"\n"):
             if not line or not possible(line):
                 continue
-            record = None
-            try:
-                record = orjson.loads(line)
-                time = canonical_time(record["timestamp"])
-            except (ValueError, TypeError, KeyError, OverflowError):
-                if not (isinstance(record, dict) and _OTHER_SIGNALS.intersection(record)):
-                    on_unreadable(1)
-                continue
-            if matches(record):
-                yield Found(time, record, line)
+            found = parsed(line, on_unreadable)
+            if found is not None and matches(found.record):
+                yield found
+
+
+def parsed(line: bytes, on_unreadable: Callable[[int], object]) -> Found | None:
+    """The record of a line; None where it is none, which is told unless it is of another signal."""
+    record = None
+    try:
+        record = orjson.loads(line)
+        return Found(canonical_time(record["timestamp"]), record, line)
+    except (ValueError, TypeError, KeyError, OverflowError):
+        if not (isinstance(record, dict) and _OTHER_SIGNALS.intersection(record)):
+            on_unreadable(1)
+        return None
 
 
 def holds(needle: Needle, line: bytes) -> bool:

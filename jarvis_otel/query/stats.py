@@ -7,16 +7,35 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
+from itertools import islice, product
+from typing import Any
 
 import orjson
 
+from jarvis_otel.query.counts import Counting, Counts, Question
 from jarvis_otel.query.errors import QueryError
+from jarvis_otel.query.fields import Columns
 from jarvis_otel.query.filters import Record
-from jarvis_otel.query.times import Interval
-from jarvis_otel.query.where import look_up
+from jarvis_otel.query.times import Interval, line_time
 from jarvis_otel.settings import LEVELS
 
-__all__ = ["BARS", "OTHER", "Bar", "Group", "Stats", "bars", "collapse", "count", "parse_fields", "parse_width"]
+__all__ = [
+    "BARS",
+    "OTHER",
+    "Bar",
+    "Group",
+    "Stats",
+    "as_json",
+    "bar_rows",
+    "bars",
+    "collapse",
+    "count",
+    "counts_of",
+    "group_rows",
+    "parse_fields",
+    "parse_width",
+    "precision_for",
+]
 
 OTHER = "OTHER"
 """What a level is counted under that is none of ours."""
@@ -29,6 +48,7 @@ _FIELDS_MAX = 8
 _ERRORS = frozenset({"ERROR", "CRITICAL"})
 _DISTINCT_MAX = 50_000
 _TEXT_MAX = 500
+_BATCH = 1000
 
 _SECOND, _MINUTE, _HOUR = (len(text) for text in ("2026-01-18T13:30:01", "2026-01-18T13:30", "2026-01-18T13"))
 # so many times by level are kept apart before they are counted by the next coarser one
@@ -50,7 +70,7 @@ _CHANGING = re.compile(
       [0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}
     | \b0x[0-9a-fA-F]+
     | \b(?=[0-9a-fA-F]*[0-9])(?=[0-9a-fA-F]*[a-fA-F])[0-9a-fA-F]{7,}\b
-    | (?<![A-Za-z_])[0-9]+(?:[.,:][0-9]+)*
+    | [0-9]+(?:[.,:][0-9]+)*
     """,
     re.VERBOSE,
 )
@@ -74,19 +94,16 @@ class Group:
     beyond: int = 0
     beyond_errors: int = 0
 
-    def add(self, record: Record, *, is_error: bool) -> None:
-        """Counts a record, once for each element where a value is a list."""
-        keys: list[tuple[str | None, ...]] = [()]
-        for name in self.fields:
-            values = _values(record, name)
-            keys = [(*key, value) for key in keys for value in values]
-        for key in keys:
+    def add(self, level: object, values: Sequence[object], number: int) -> None:
+        """Counts records of a level with these values, once for each element where a value is a list."""
+        errors = number if level in _ERRORS else 0
+        for key in product(*map(_texts, values)):
             if key in self.counts or len(self.counts) < _DISTINCT_MAX:
-                self.counts[key] += 1
-                self.errors[key] += is_error
+                self.counts[key] += number
+                self.errors[key] += errors
             else:
-                self.beyond += 1
-                self.beyond_errors += is_error
+                self.beyond += number
+                self.beyond_errors += errors
 
     def top(self, number: int) -> tuple[list[tuple[tuple[str | None, ...], int, int]], tuple[int, int, int]]:
         """The most frequent values, and what is left.
@@ -176,50 +193,74 @@ def parse_fields(texts: Iterable[str]) -> list[tuple[str, ...]]:
     return parsed
 
 
-def count(
-    found: Iterable[tuple[str, Record]], fields: Sequence[tuple[str, ...]], width: timedelta | None = None
-) -> Stats:
-    """Counts records, in bounded memory.
+def precision_for(width: timedelta | None, *, many: bool = False) -> int:
+    """How much of a timestamp has to be kept.
 
     Args:
-        found: Canonical timestamp and record.
-        fields: Count by these; each may be a combination.
         width: How long a bar will be, if that is known.
+        many: Whether there are so many records that minutes will do, unless the width says otherwise.
+    """
+    minutes = many if width is None else not width % _STEPS[_MINUTE]
+    return _MINUTE if minutes else _SECOND
+
+
+def count(parts: Iterable[Counts], fields: Sequence[tuple[str, ...]], width: timedelta | None, precision: int) -> Stats:
+    """What parts of the records amount to together, in bounded memory.
+
+    Args:
+        parts: Counts by these fields.
+        fields: The fields; each may be a combination.
+        width: How long a bar will be, if that is known.
+        precision: That of the times of the parts.
 
     Raises:
         QueryError: There are too many bars.
     """
-    stats = Stats(
-        [Group(names) for names in fields], precision=_MINUTE if width and not width % _STEPS[_MINUTE] else _SECOND
-    )
-    times, precision = stats.times, stats.precision
-    earliest, latest, records = "~", "", 0
-    for time, record in found:
-        records += 1
-        earliest, latest = min(earliest, time), max(latest, time)
-        level = record.get("level")
-        level = level if isinstance(level, str) and level in LEVELS else OTHER
-        times[time[:precision], level] += 1
-        if len(times) > _TIMES_MAX[precision]:
-            precision = _coarsened(stats, fixed=width is not None)
-        for group in stats.groups:
-            group.add(record, is_error=level in _ERRORS)
-    stats.records, stats.earliest, stats.latest = records, earliest if records else "", latest
+    stats = Stats([Group(names) for names in fields], precision=precision)
+    for part in parts:
+        if not part.records:
+            continue
+        stats.records += part.records
+        stats.earliest = min(stats.earliest or part.earliest, part.earliest)
+        stats.latest = max(stats.latest, part.latest)
+        for (time, level), number in part.times.items():
+            stats.times[time[: stats.precision], level if level in LEVELS else OTHER] += number
+        if len(stats.times) > _TIMES_MAX[stats.precision]:
+            _coarsen(stats, fixed=width is not None)
+        for group, counts in zip(stats.groups, part.groups, strict=True):
+            for (level, *values), number in counts.items():
+                group.add(level, values, number)
     return stats
 
 
-def _coarsened(stats: Stats, *, fixed: bool) -> int:
-    """The next coarser precision, to which the counts are brought; a fixed one only has its bound."""
+def counts_of(
+    records: Iterable[tuple[str, Record]], fields: Sequence[tuple[str, ...]], precision: int
+) -> Iterator[Counts]:
+    """Counts of records that come one by one, as Loki gives them; files are counted much sooner by themselves.
+
+    Args:
+        records: Canonical timestamp and record.
+        fields: The fields; each may be a combination.
+        precision: So many characters of a timestamp tell times apart.
+    """
+    counting = Counting(Question(tuple(fields), precision))
+    iterator = iter(records)
+    while batch := list(islice(iterator, _BATCH)):
+        times, found = zip(*batch, strict=True)
+        yield counting.count([Columns(times, (), [[record.get(key) for record in found] for key in counting.keys])])
+
+
+def _coarsen(stats: Stats, *, fixed: bool) -> None:
+    """Counts by the next coarser precision, unless that is given; then there is only a bound."""
     if fixed or stats.precision == _HOUR:
         if len(stats.times) > _TIMES_MAX[_HOUR]:
             raise _too_many()
-        return stats.precision
+        return
     stats.precision = _COARSER[stats.precision]
     fine = list(stats.times.items())
     stats.times.clear()
     for (time, level), number in fine:
         stats.times[time[: stats.precision], level] += number
-    return stats.precision
 
 
 def _too_many() -> QueryError:
@@ -282,10 +323,62 @@ def _start(moment: datetime, width: timedelta, zone: tzinfo | None) -> datetime:
     """The start of the bar that a moment is in: a multiple of the width by the clock on the wall."""
     try:
         local = moment.astimezone(zone)
-        wall = local.replace(tzinfo=None) - _EPOCH
-        return (_EPOCH + wall // width * width - (local.utcoffset() or timedelta())).replace(tzinfo=UTC)
+        wall = local.replace(tzinfo=None)
+        start = (_EPOCH + (wall - _EPOCH) // width * width).replace(fold=local.fold)
+        return (start.replace(tzinfo=zone) if zone else start).astimezone(UTC)
     except OverflowError:
         return moment  # the first or last days of the calendar
+
+
+def as_json(stats: Stats, interval: Interval, width: timedelta, drawn: Sequence[Bar], top: int) -> dict[str, Any]:
+    """The counts as other programs read them.
+
+    Args:
+        stats: The counts.
+        interval: What was asked for.
+        width: How long a bar is.
+        drawn: The bars.
+        top: So many values of each group; 0 is all.
+    """
+    by, others = {}, {}
+    for group in stats.groups:
+        name = ",".join(group.fields)
+        values, (number, records, errors) = group.top(top)
+        by[name] = [
+            {"value": key if len(key) > 1 else key[0], "records": count, "errors": bad} for key, count, bad in values
+        ]
+        others[name] = {"values": number, "records": records, "errors": errors}
+    return {
+        "records": stats.records,
+        "since": line_time(interval.since) if interval.since else None,
+        "until": line_time(interval.until) if interval.until else None,
+        "earliest": stats.earliest or None,
+        "latest": stats.latest or None,
+        "levels": stats.levels(),
+        "bucket_s": int(width.total_seconds()),
+        "histogram": [
+            {"start": line_time(bar.start), "records": bar.counts.total(), "levels": dict(sorted(bar.counts.items()))}
+            for bar in drawn
+        ],
+        "by": by,
+        "others": others,
+    }
+
+
+def bar_rows(drawn: Iterable[Bar]) -> tuple[list[str], Iterator[list[Any]]]:
+    """The header and the rows of a table of bars."""
+    levels = [*LEVELS, OTHER]
+    rows = ([line_time(bar.start), bar.counts.total(), *(bar.counts[level] for level in levels)] for bar in drawn)
+    return ["start", "records", *levels], rows
+
+
+def group_rows(group: Group, top: int) -> tuple[list[str], Iterator[list[Any]]]:
+    """The header and the rows of a table of values; what the values leave out is the last row."""
+    values, (number, records, errors) = group.top(top)
+    rows = [[*key, count, bad] for key, count, bad in values]
+    if records:
+        rows.append([f"({number} others)", *[""] * (len(group.fields) - 1), records, errors])
+    return [*group.fields, "records", "errors"], iter(rows)
 
 
 def collapse(text: str) -> str:
@@ -293,14 +386,18 @@ def collapse(text: str) -> str:
     return _CHANGING.sub("#", text)
 
 
-def _values(record: Record, name: str) -> Iterator[str | None]:
-    value = look_up(record, name.split("."))
-    items = value if isinstance(value, list) and value else [value]
-    return (_text(item) for item in items)
+def _texts(value: object) -> list[str | None]:
+    """A value as texts; one that is neither text nor null comes as its JSON."""
+    if isinstance(value, bytes):
+        if value.startswith(b"["):
+            return [_cut(item if isinstance(item, str) else _json(item)) for item in orjson.loads(value)] or [None]
+        return [_cut(value.decode())]
+    return [_cut(value) if isinstance(value, str) else None]
 
 
-def _text(value: object) -> str | None:
-    if value is None or value == []:
-        return None
-    text = value if isinstance(value, str) else orjson.dumps(value).decode()
-    return text if len(text) <= _TEXT_MAX else text[:_TEXT_MAX] + "…"
+def _json(value: object) -> str | None:
+    return None if value is None else orjson.dumps(value).decode()
+
+
+def _cut(text: str | None) -> str | None:
+    return text if text is None or len(text) <= _TEXT_MAX else text[:_TEXT_MAX] + "…"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,9 +12,9 @@ from typing import Any, Self
 
 import orjson
 
-from jarvis_collector.layout import ARCHIVE, LOGS_STREAM, STREAMS, day_name
-from jarvis_collector.sidecar import read_sidecar
-from jarvis_otel.query.files import LOGS, LogFiles, Tally
+from jarvis_collector.layout import LOGS_STREAM, STREAMS, day_name
+from jarvis_otel.query.days import archived_days, may_hold, plain_days
+from jarvis_otel.query.files import LOGS, LogFiles, Seen, Tally
 from jarvis_otel.query.filters import Filter
 from jarvis_otel.query.log_query import Criteria
 from jarvis_otel.query.otlp_lines import RequestLines
@@ -32,7 +32,6 @@ _PIECE_BYTES = 1 << 20
 _LINE_MAX_BYTES = 128 << 20
 _MARK_BYTES = 64
 _FOLLOWED_MAX = 64
-_SEEN_MAX = 1 << 16
 _GONE_S = 5.0
 """So long is a file read on that has lost its name: whoever writes it may not know yet."""
 
@@ -68,7 +67,7 @@ class Tail:
         self._on_note = on_note
         self._follow = follow
         self._followed: dict[tuple[int, int], _Followed] = {}
-        self._seen: OrderedDict[object, None] = OrderedDict()
+        self._seen = Seen()
 
     def __enter__(self) -> Self:
         return self
@@ -94,26 +93,24 @@ class Tail:
             if len(found) < number:
                 found.extendleft(self._newest_of(followed, number - len(found)))
         if isinstance(self._place, Path) and len(found) < number:
-            for path in self._older(paths):
+            for path in self._older({followed.path.name for followed in opened}, paths[:-_FOLLOWED_MAX]):
                 found.extendleft(self._newest_of_archive(path, number - len(found)))
                 if len(found) >= number:
                     break
         return list(found)
 
-    def news(self) -> list[Found]:
+    def news(self) -> Iterator[Found]:
         """What has been written since it was last asked, in the order in which it arrived.
 
         Raises:
             OSError: The directory or one of the files cannot be read.
         """
         self._look()
-        found: list[Found] = []
         # a file that was replaced comes before the one that has its name now
         order = {path: at for at, path in enumerate(self._paths())}
         for followed in sorted(self._followed.values(), key=lambda one: order.get(one.path, 0)):
             for block in followed.new_lines(self._on_note):
-                found += [one for one in self._scan(followed.path, block) if self._is_first(one)]
-        return found
+                yield from filter(self._is_first, self._scan(followed.path, block))
 
     def _paths(self) -> list[Path]:
         """The plain files, oldest first."""
@@ -121,23 +118,20 @@ class Tail:
             known = {path: day_name(path.name) for path in self._place}
             return [path for path, named in known.items() if not (named and named.stream in STREAMS[1:])]
         try:
-            names = os.listdir(self._place)  # noqa: PTH208 - it is looked at five times a second
+            return plain_days(self._place)
         except FileNotFoundError:
-            if self._follow:
-                return []
-            raise
-        return [self._place / name for name in sorted(names) if _is_day(name, archived=False)]
+            if not self._follow:
+                raise
+            return []
 
-    def _older(self, plain: Sequence[Path]) -> Iterator[Path]:
-        """What is not open already, newest first: plain files beyond the bound, and archives."""
+    def _older(self, read: set[str], plain: Sequence[Path]) -> list[Path]:
+        """What is not read yet, newest first: plain files beyond the bound, and archives."""
         assert isinstance(self._place, Path)
-        days = {path.name: path for path in plain[:-_FOLLOWED_MAX]}
-        taken = {path.name for path in plain}
-        for path in self._place.glob(f"{ARCHIVE}/*/{LOGS_STREAM}-*.gz"):
-            if _is_day(path.name, archived=True) and path.name.removesuffix(".gz") not in taken:
-                days[path.name] = path
-        for name in sorted(days, reverse=True):
-            yield days[name]
+        days = {path.name: path for path in plain}
+        for path in archived_days(self._place):
+            if (name := path.name.removesuffix(".gz")) not in read:
+                days.setdefault(name, path)
+        return [days[name] for name in sorted(days, reverse=True)]
 
     def _open(self, path: Path, *, at_end: bool) -> _Followed | None:
         """A file that is read from now on, unless it is so already or has gone."""
@@ -164,21 +158,25 @@ class Tail:
                 stat = path.stat()
                 key = (stat.st_dev, stat.st_ino)
                 there.add(key)
-                if key not in self._followed:
-                    self._open(path, at_end=False)
+                if key not in self._followed and self._open(path, at_end=False) and self._is_replaced(path):
+                    self._on_note(f"{path.name}: replaced, the new one is read from its start")
         for key, followed in list(self._followed.items()):
             if followed.is_gone(key not in there, time.monotonic()):
                 followed.close()
                 del self._followed[key]
+
+    def _is_replaced(self, path: Path) -> bool:
+        return sum(followed.path == path for followed in self._followed.values()) > 1
 
     def _newest_of(self, followed: _Followed, number: int) -> Iterator[Found]:
         """The newest records of an open file, newest first."""
         if followed.is_gzip:
             yield from self._newest_of_archive(followed.path, number)
             return
-        if not self._may_hold(followed.path):
-            self._tally.files_passed_over += 1
-            return
+        with suppress(FileNotFoundError):  # archived since it was opened
+            if not may_hold(followed.path, self._criteria.interval):
+                self._tally.files_passed_over += 1
+                return
         self._tally.files += 1
         for block in followed.backwards(whole_file=not self._follow):
             for one in reversed(list(self._scan(followed.path, block))):
@@ -207,29 +205,13 @@ class Tail:
         known = named is not None and named.stream == LOGS_STREAM
         return scan(requests.flat(block), filters if known else (*filters, Filter(LOGS.includes)), unreadable)
 
-    def _may_hold(self, path: Path) -> bool:
-        """Whether a file's sidecar, if it is of the file's size, leaves room for records of the interval."""
-        known = read_sidecar(path)
-        try:
-            if known is None or known[0] != path.stat().st_size:
-                return True
-        except FileNotFoundError:
-            return True
-        since, until = (end.encode() for end in self._criteria.interval.line_times())
-        return since <= known[1][1] and known[1][0] <= until
-
     def _is_first(self, found: Found) -> bool:
-        """Whether a record was not here before; remembered for the last 65,536 with a uid."""
+        """Whether a record was not here before, as far as that is remembered."""
         identity = LOGS.identity(found.record)
-        if identity is None:
+        if identity is None or not self._seen.before(hash(identity)):
             return True
-        if identity in self._seen:
-            self._tally.repeats += 1
-            return False
-        self._seen[identity] = None
-        if len(self._seen) > _SEEN_MAX:
-            self._seen.popitem(last=False)
-        return True
+        self._tally.repeats += 1
+        return False
 
 
 class _Followed:
@@ -363,11 +345,6 @@ class Changes:
         if self._inotify.read(timeout=int(POLL_S * 1000)):
             time.sleep(_SETTLE_S)
             self._inotify.read(timeout=0)
-
-
-def _is_day(name: str, *, archived: bool) -> bool:
-    named = day_name(name)
-    return named is not None and named.stream == LOGS_STREAM and named.archived == archived
 
 
 def _is_json(text: bytes) -> bool:

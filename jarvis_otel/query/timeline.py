@@ -9,7 +9,7 @@ from typing import Any
 
 from jarvis_otel.query.filters import Record, flag_states, is_evaluation, level_filter
 from jarvis_otel.query.log_query import Trace
-from jarvis_otel.query.render import error_text, flags_suffix, human_record, local_time
+from jarvis_otel.query.render import error_text, evaluation_text, flags_suffix, human_record, local_time
 from jarvis_otel.query.times import canonical_time
 from jarvis_otel.terminal import Paint, printable
 
@@ -43,7 +43,7 @@ def timeline(trace: Trace, paint: Paint) -> Iterator[str]:
         if rank == 0:
             yield prefix + _span_text(item, news, paint)
         else:
-            yield prefix + (_evaluation(item, paint) if is_evaluation(item) else human_record(item, paint, news))
+            yield prefix + (evaluation_text(item, paint) if is_evaluation(item) else human_record(item, paint, news))
             yield from _stack(item, 10 + 2 + width + 2 + 2 * depth + 9, paint)
     yield ""
     yield from _summary(trace, start, paint)
@@ -96,13 +96,6 @@ def _states(item: Record) -> Mapping[str, str]:
     context = item.get("context")
     key = context.get("feature_flag.key") if isinstance(context, dict) else None
     return {key: states[key]} if key in states else {}
-
-
-def _evaluation(record: Record, paint: Paint) -> str:
-    """The event of an evaluation, which has its message and a reason to tell."""
-    context = record.get("context")
-    reason = context.get("feature_flag.result.reason") if isinstance(context, dict) else None
-    return paint(printable(f"⚑ {record.get('message', '')} ({reason or 'evaluated'})"), "magenta")
 
 
 def _stack(record: Record, indent: int, paint: Paint) -> Iterator[str]:

@@ -1,0 +1,186 @@
+"""`jarvis flags impact`: what a flag does to those who have it, out of the logs."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jarvis_flags.hints import did_you_mean
+from jarvis_otel.admin.audit import AuditEntry
+from jarvis_otel.cli.flag_session import DONE, NO, WRONG, FlagSession, add_command, print_json
+from jarvis_otel.terminal import printable, table
+
+if TYPE_CHECKING:
+    from jarvis_otel.query.impact import Change, Estimate, Impact, VariantImpact
+    from jarvis_otel.query.log_query import LogQuery
+    from jarvis_otel.query.times import Interval
+
+__all__ = ["add_impact_parser"]
+
+_CHANGES_SHOWN = 20
+
+
+def add_impact_parser(parts: argparse._SubParsersAction[Any]) -> None:
+    """Adds impact to `jarvis flags`."""
+    example = "jarvis flags impact NEW_UI --since '1 hour ago'"
+    impact = add_command(
+        parts, "impact", "errors, latency and volume by variant, out of the logs", example, _impact, needs_flags=False
+    )
+    # argparse takes -3h for an option unless it looks like a negative number
+    impact._negative_number_matcher = re.compile(r"-\d")  # noqa: SLF001
+    impact.add_argument("flag", metavar="FLAG", help="may be one that only the logs know")
+    impact.add_argument("--since", metavar="T", help="the earliest time: ISO 8601, 14:25, -3h, '1 hour ago', yesterday")
+    impact.add_argument("--until", metavar="T", help="the latest time; 14:35 is the first one after --since")
+    impact.add_argument("--service", metavar="S", help="only what this component tells")
+    source = impact.add_mutually_exclusive_group()
+    source.add_argument("--dir", metavar="DIR", type=Path, help="the log directory; that of the settings if not given")
+    source.add_argument(
+        "--loki",
+        metavar="URL",
+        nargs="?",
+        const="",
+        help="ask Loki instead, by its base URL; without one that of the settings",
+    )
+
+
+def _impact(flags: FlagSession, args: argparse.Namespace) -> int:
+    from jarvis_otel.query.errors import QueryError  # noqa: PLC0415 - only where the logs are asked
+    from jarvis_otel.query.output import Progress  # noqa: PLC0415
+    from jarvis_otel.query.times import resolve_interval  # noqa: PLC0415
+
+    try:
+        interval = resolve_interval(args.since, args.until, datetime.now(UTC))
+        logs, where = _source(flags, args)
+        named = [f"{word} {end.astimezone().isoformat(' ')}" for word, end in _ends(interval) if end]
+        if named:
+            _talk(" ".join(named))
+        with Progress(lambda: f"jarvis flags impact: reading {where}"):
+            impact = logs.flag_impact(
+                args.flag,
+                interval.since,
+                interval.until,
+                args.service,
+                baseline=_baseline(flags, args.flag),
+                changes=list(_changes(flags, args.flag, interval)),
+            )
+    except QueryError as error:
+        _talk(f"--{error.argument}: {error.problem}")
+        return WRONG
+    except OSError as error:
+        _talk(f"{printable(str(error.filename))}: cannot be read: {error.strerror}")
+        return WRONG
+    unreadable = sum(logs.tally.unreadable.values())
+    if unreadable:
+        _talk(f"{unreadable} {'line is no record' if unreadable == 1 else 'lines are no records'}, passed over")
+    if args.format == "json":
+        print_json(_as_json(impact, interval))
+    elif impact.variants:
+        print("\n".join(_report(impact)))
+    if impact.variants:
+        return DONE
+    known = [*flags.snapshot.definitions, *flags.snapshot.bad]
+    hint = "" if args.flag in known else did_you_mean(args.flag, known)
+    _talk(f"nothing tells of {printable(args.flag)} in {where}{printable(hint)}")
+    return NO
+
+
+def _source(flags: FlagSession, args: argparse.Namespace) -> tuple[LogQuery, str]:
+    """What is asked, and what it is called.
+
+    Raises:
+        QueryError: There is no such Loki.
+    """
+    from jarvis_otel.query.log_query import LogQuery  # noqa: PLC0415 - only where the logs are asked
+
+    if args.loki is None:
+        log_dir = args.dir or flags.settings.log_dir
+        return LogQuery(log_dir), printable(str(log_dir))
+    from jarvis_otel.query.loki_source import asked_loki  # noqa: PLC0415 - most questions go to files
+
+    target, note = asked_loki(args.loki, flags.settings)
+    if note:
+        _talk(note)
+    _talk("Loki has no spans: latency is that of records alone")
+    return LogQuery(loki=target), f"Loki at {target.url}"
+
+
+def _baseline(flags: FlagSession, flag_id: str) -> str | None:
+    """The default variant of a typed flag; a boolean one's is off."""
+    definition = flags.snapshot.definitions.get(flag_id)
+    return definition.default if definition is not None and definition.variants is not None else None
+
+
+def _changes(flags: FlagSession, flag_id: str, interval: Interval) -> Iterator[Change]:
+    """What the audit tells of changes of the flag in the interval."""
+    from jarvis_otel.query.impact import Change  # noqa: PLC0415 - only where the logs are asked
+
+    for entry in flags.admin.history(flag_id):
+        at = datetime.fromisoformat(entry.at)
+        inside = (interval.since is None or interval.since <= at) and (interval.until is None or at <= interval.until)
+        if inside and entry.outcome == "applied":
+            old, new = (str(values["state"]) if values else "file" for values in (entry.old, entry.new))
+            yield Change(entry.at, old, new + _percentage(entry), entry.who, entry.reason, entry.hash)
+
+
+def _percentage(entry: AuditEntry) -> str:
+    return f" at {entry.new['percentage']:g} %" if entry.new and "percentage" in entry.new else ""
+
+
+def _ends(interval: Interval) -> tuple[tuple[str, datetime | None], ...]:
+    return ("from", interval.since), ("to", interval.until)
+
+
+def _as_json(impact: Impact, interval: Interval) -> dict[str, Any]:
+    ends = {name: end and end.astimezone(UTC).isoformat() for name, end in _ends(interval)}
+    content = asdict(impact)
+    return {"flag": content.pop("flag"), **ends, **content}
+
+
+def _report(impact: Impact) -> Iterator[str]:
+    header = ("VARIANT", "OPERATIONS", "SHARE", "ERRORS", "ERROR RATE", "MEDIAN MS", "P95 MS", "RECORDS", "SPANS")
+    yield from table([header, *map(_row, impact.variants)], texts=1)
+    yield ""
+    yield from map(printable, impact.sentences)
+    if impact.changes:
+        yield ""
+    for change in impact.changes[-_CHANGES_SHOWN:]:
+        because = f": {change.reason}" if change.reason else ""
+        yield printable(f"changed {change.at}: {change.old} → {change.new} by {change.who or 'someone'}{because}")
+    if (more := len(impact.changes) - _CHANGES_SHOWN) > 0:
+        yield f"{more} earlier changes (--format json lists them)"
+    yield ""
+    yield f"method: {impact.method}"
+
+
+def _row(one: VariantImpact) -> tuple[str, ...]:
+    return (
+        one.variant,
+        str(one.operations),
+        _interval(one.share, 100, " %"),
+        str(one.errors),
+        _interval(one.error_rate, 100, " %"),
+        _interval(one.p50, 1, ""),
+        _interval(one.p95, 1, ""),
+        str(one.records),
+        str(one.spans),
+    )
+
+
+def _interval(estimate: Estimate | None, scale: float, unit: str) -> str:
+    """`4.1 % (3.2 to 5.3)`; an end that cannot be told is a question mark."""
+    from jarvis_otel.query.impact import number_text  # noqa: PLC0415 - only where the logs are asked
+
+    if estimate is None:
+        return "-"
+    low, high = ("?" if end is None else number_text(scale * end) for end in (estimate.low, estimate.high))
+    return f"{number_text(scale * estimate.value)}{unit} ({low} to {high})"
+
+
+def _talk(text: str) -> None:
+    print(f"jarvis flags impact: {text}", file=sys.stderr)

@@ -1,0 +1,265 @@
+"""Making the indexes of a log directory: `jarvis logs index`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jarvis_collector import gzip_blocks
+from jarvis_collector.layout import ARCHIVE, day_name, index_path
+from jarvis_collector.sidecar import EVER
+from jarvis_otel.query.blocks import LINE_MAX_BYTES, LogFile
+from jarvis_otel.query.fields import FieldReader
+from jarvis_otel.query.filters import ID_KEYS
+from jarvis_otel.query.index import (
+    HASHES,
+    LEVEL_BITS,
+    OTHERS,
+    SERVICES_MAX,
+    UNKNOWN,
+    BlockIndex,
+    Entry,
+    Origin,
+    hashes,
+    pack_entries,
+)
+from jarvis_otel.query.kinds import Kind, kind_of
+from jarvis_otel.query.otlp_lines import RequestLines
+
+__all__ = ["Indexed", "index_file", "indexable", "remove_orphans"]
+
+_BLOCK = 1 << 19
+_BITS_PER_ID = 16
+_NAME_MAX = 256
+_SMALL = _BLOCK // 2
+"""A last block below this is indexed anew when the file has grown: a day that is indexed often has no more blocks."""
+
+_EVERYTHING = (1 << 64) - 1
+_OWN_FOLDER = index_path(Path("x")).parent.name
+
+
+class Indexed(NamedTuple):
+    """What became of the index of a file.
+
+    Attributes:
+        blocks: How many it has.
+        covered: The bytes of the file that it covers.
+        new: The bytes of the file that were read for it; 0 where it was right already.
+        size: Of the index itself, in bytes.
+    """
+
+    blocks: int
+    covered: int
+    new: int
+    size: int
+
+
+def indexable(log_dir: Path) -> list[Path]:
+    """The day files of a log directory that an index is made of, oldest first.
+
+    Raises:
+        OSError: The directory cannot be read.
+    """
+    found = [path for path in chain(log_dir.iterdir(), log_dir.glob(f"{ARCHIVE}/*/*.gz")) if kind_of(path)]
+    return sorted(found, key=lambda path: (path.name.removesuffix(".gz"), path))
+
+
+def remove_orphans(log_dir: Path) -> int:
+    """Removes the indexes of files that are gone, and what a build that was killed left; how many.
+
+    Raises:
+        OSError: The directory cannot be read, or one of them not be removed.
+    """
+    removed = 0
+    for folder in (log_dir / _OWN_FOLDER, *log_dir.glob(f"{ARCHIVE}/*/{_OWN_FOLDER}")):
+        if folder.is_symlink() or not folder.is_dir():
+            continue
+        for path in folder.iterdir():
+            if path.suffix not in (".idx", ".tmp") or (folder.parent / path.stem).exists():
+                continue
+            path.unlink(missing_ok=True)
+            removed += 1
+        with suppress(OSError):
+            folder.rmdir()  # only an empty one goes
+    return removed
+
+
+def index_file(path: Path, *, anew: bool = False, block_bytes: int = _BLOCK) -> Indexed | None:
+    """Makes the index of a day file, or brings it up to date, in bounded memory.
+
+    Args:
+        path: The file; it may be written meanwhile.
+        anew: Whether to read all of the file whatever the index says.
+        block_bytes: How large a block of a plain file is; of an archive each of its own is one.
+
+    Returns:
+        What the index covers; None where there is nothing to index: an archive of another's making, or no whole line.
+
+    Raises:
+        ValueError: By its name it is no day file.
+        OSError: The file cannot be read, or the index not be written.
+    """
+    kind = kind_of(path)
+    if kind is None:
+        raise ValueError(f"{path.name}: is no day file of log records or spans")
+    with LogFile(path) as file:
+        fd = file.fd
+        status = os.fstat(fd)
+        before = None if anew else BlockIndex.load(path, fd)
+        if before is not None and before.origin.size == status.st_size:
+            return Indexed(len(before.entries), before.origin.covered, 0, index_path(path).stat().st_size)
+        builder = _Builder(path, kind, before)
+        blocks = (
+            _gzip_blocks(fd, builder.covered, status.st_size)
+            if file.is_gzip
+            else _plain_blocks(fd, builder.covered, status.st_size, block_bytes)
+        )
+        for block in blocks:
+            builder.add(block)
+        if not builder.entries:
+            return None
+        origin = Origin.of(fd, builder.covered, status)
+        table = pack_entries(builder.entries)
+        content = BlockIndex(origin, table, builder.services, bytes(builder.filters)).pack()
+    _write(index_path(path), content)
+    return Indexed(len(builder.entries), builder.covered, builder.covered - builder.began, len(content))
+
+
+class _Block(NamedTuple):
+    """A block of whole lines; they are None where they cannot be had.
+
+    Attributes:
+        offset, size: Where it stands in the file.
+        raw_size: The bytes of its lines.
+        lines: The lines, each with its newline.
+    """
+
+    offset: int
+    size: int
+    raw_size: int
+    lines: bytes | None
+
+
+class _Builder:
+    """Puts entries together, after those of an index that is kept.
+
+    Attributes:
+        covered: So many bytes of the file are indexed.
+        began: So many were indexed before.
+    """
+
+    def __init__(self, path: Path, kind: Kind, before: BlockIndex | None) -> None:
+        self.entries: list[Entry] = []
+        self.services: list[str] = []
+        self.filters = bytearray()
+        if before is not None:
+            self.entries = before.entries
+            self.services = list(before.services)
+            self.filters += before.filters
+            if self.entries[-1].raw_size < _SMALL:
+                del self.filters[self.entries.pop().filter_at :]
+        last = self.entries[-1] if self.entries else None
+        self.covered = self.began = last.offset + last.size if last else 0
+        named = day_name(path.name)
+        self._requests = RequestLines(kind.signal, (), named.day if named else None, _ignore)
+        self._fields = FieldReader(("level", "service", *ID_KEYS), _ignore)
+        self._bits = {name: 1 << at for at, name in enumerate(self.services)}
+
+    def add(self, block: _Block) -> None:
+        """Adds the entry of the block that follows."""
+        self.covered = block.offset + block.size
+        if block.lines is None:
+            self._add(block, EVER, UNKNOWN, _EVERYTHING, b"")
+            return
+        columns = self._fields.quick(block.lines) or self._fields.each(self._requests.flat(block.lines))
+        times = columns.times
+        range_ = (min(times).encode(), max(times).encode()) if times else (EVER[1], EVER[0])
+        named, by, correlation_ids, trace_ids = map(_texts, columns.values)
+        levels = sum(LEVEL_BITS.get(level, 0) for level in named)
+        services = 0
+        for service in by:
+            services |= self._service_bit(service)
+        self._add(block, range_, levels, services, _id_filter(correlation_ids | trace_ids))
+
+    def _add(self, block: _Block, range_: tuple[bytes, bytes], levels: int, services: int, ids: bytes) -> None:
+        place = len(self.filters)
+        self.entries.append(Entry(block.offset, block.size, block.raw_size, *range_, levels, services, place, len(ids)))
+        self.filters += ids
+
+    def _service_bit(self, name: str) -> int:
+        bit = self._bits.get(name)
+        if bit is None:
+            if len(self.services) == SERVICES_MAX or not name or len(name) > _NAME_MAX or "\n" in name:
+                return OTHERS
+            bit = self._bits[name] = 1 << len(self.services)
+            self.services.append(name)
+        return bit
+
+
+def _texts(values: Sequence[Any]) -> set[str]:
+    return {value for value in values if isinstance(value, str)}
+
+
+def _id_filter(ids: set[str]) -> bytes:
+    if not ids:
+        return b""
+    size = len(ids) * _BITS_PER_ID
+    bits = bytearray(b"0") * size
+    for text in ids:
+        first, second = hashes(text)
+        for _ in range(HASHES):
+            bits[first % size] = 0x31
+            first += second
+    return int(bits, 2).to_bytes(size // 8, "big")
+
+
+def _plain_blocks(fd: int, start: int, end: int, block_bytes: int) -> Iterator[_Block]:
+    while start < end:
+        pieces = [os.pread(fd, min(block_bytes, end - start), start)]
+        size, cut = len(pieces[0]), pieces[0].rfind(b"\n") + 1
+        while not cut:  # a long line
+            piece = os.pread(fd, min(_BLOCK, end - start - size), start + size)
+            if not piece:
+                return
+            cut = size + found if (found := piece.find(b"\n") + 1) else 0
+            size += len(piece)
+            pieces.append(piece)
+            if size > LINE_MAX_BYTES:
+                pieces.clear()
+        yield _Block(start, cut, cut, b"".join(pieces)[:cut] if cut <= LINE_MAX_BYTES else None)
+        start += cut
+
+
+def _gzip_blocks(fd: int, start: int, end: int) -> Iterator[_Block]:
+    for offset, size, raw_size, _, _ in gzip_blocks.blocks_of(fd, start):
+        if offset + size > end:
+            return
+        damage: list[str] = []
+        lines = None
+        if raw_size <= LINE_MAX_BYTES:
+            lines = b"".join(gzip_blocks.read_part(fd, offset, offset + size, on_problem=damage.append))
+            if not lines.endswith(b"\n"):
+                lines += b"\n"
+        yield _Block(offset, size, raw_size, None if damage else lines)
+
+
+def _ignore(_: int) -> None:
+    """Lines that are no records are found by no question."""
+
+
+def _write(target: Path, content: bytes) -> None:
+    """Writes an index, whole or not at all; it need not survive a crash."""
+    target.parent.mkdir(mode=0o750, exist_ok=True)
+    temporary = target.with_suffix(f".{os.getpid()}.tmp")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -298,7 +298,7 @@ HOSTILE_RECORDS = [
     {"timeUnixNano": "yesterday"},
     {"timeUnixNano": -1},
     {"timeUnixNano": "1_000"},
-    {"timeUnixNano": "١"},
+    {"timeUnixNano": "\u0661"},
     {"timeUnixNano": 1.5},
     {"traceId": "xyz"},
     {"traceId": f" {TRACE} "},

@@ -146,7 +146,10 @@ def test_every_option_that_chooses_records_is_described():
 @pytest.fixture
 def lnav(project):
     if shutil.which("lnav") is None:
-        pytest.skip("lnav is not installed")
+        missing = "lnav is not installed: apt-get install lnav"
+        if os.environ.get("CI") == "true":
+            pytest.fail(missing)
+        pytest.skip(missing)
 
     def run(*args):
         subprocess.run(["lnav", "-i", "config/lnav/jarvis_log.json"], check=True, capture_output=True)

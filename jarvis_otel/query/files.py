@@ -14,10 +14,10 @@ from typing import NamedTuple, TypeVar
 import orjson
 
 from jarvis_collector import gzip_blocks
-from jarvis_collector.layout import ARCHIVE, COMPONENTS, STREAMS, archive_path, day_name
-from jarvis_collector.sidecar import read_sidecar
+from jarvis_collector.layout import COMPONENTS, STREAMS, archive_path, day_name
 from jarvis_otel.query.blocks import LogFile, Part
 from jarvis_otel.query.counts import Counting, Counts, Question
+from jarvis_otel.query.days import archived_days, may_hold, plain_days
 from jarvis_otel.query.fields import Columns
 from jarvis_otel.query.filters import Filter
 from jarvis_otel.query.kinds import LOGS, SPANS, Kind
@@ -137,7 +137,7 @@ class LogFiles:
         all_of_them = source.both and not _is_archived_as(*source.paths)
         for path in source.paths:
             try:
-                if _may_hold(path, interval):
+                if may_hold(path, interval):
                     yield from scan(path)
                 else:
                     self._tally.files_passed_over += 1
@@ -229,14 +229,10 @@ def _days(directory: Path, kind: Kind) -> list[_Source]:
     A file that is being archived has first only its plain name, then both, then that of the archive. So plain
     names are listed first: a day that loses its own meanwhile is found under the other one when it is opened.
     """
-    days: dict[str, _Source] = {}
-    for path in directory.iterdir():
-        if _is_day(path, kind, archived=False):
-            days[path.name] = _Source((path, archive_path(path)))
-    for path in directory.glob(f"{ARCHIVE}/*/{kind.stream}-*.gz"):
-        if _is_day(path, kind, archived=True):
-            plain = directory / path.name.removesuffix(".gz")
-            days[plain.name] = _Source((plain, path), both=plain.name in days)
+    days = {path.name: _Source((path, archive_path(path))) for path in plain_days(directory, kind.stream)}
+    for path in archived_days(directory, kind.stream):
+        plain = directory / path.name.removesuffix(".gz")
+        days[plain.name] = _Source((plain, path), both=plain.name in days)
     return [days[name] for name in sorted(days)]
 
 
@@ -248,32 +244,12 @@ def _named(files: Sequence[Path], kind: Kind) -> Iterator[_Source]:
             yield _Source((path,), named=True, mixed=not known)
 
 
-def _is_day(path: Path, kind: Kind, *, archived: bool) -> bool:
-    named = day_name(path.name)
-    return named is not None and named.stream == kind.stream and named.archived == archived
-
-
 def _is_archived_as(plain: Path, archive: Path) -> bool:
     """Whether an archive holds what a plain file does, and no more."""
     try:
         return sum(block.raw_size for block in gzip_blocks.blocks(archive)) == plain.stat().st_size
     except FileNotFoundError:
         return True  # only one of them is there any more
-
-
-def _may_hold(path: Path, interval: Interval) -> bool:
-    """Whether a file's sidecar leaves it open that there are records of the interval; it counts only at its size.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-    """
-    size = path.stat().st_size
-    known = read_sidecar(path)
-    if known is None or known[0] != size:
-        return True
-    since, until = (end.encode() for end in interval.line_times())
-    earliest, latest = known[1]
-    return since <= latest and earliest <= until
 
 
 class Seen:

@@ -315,8 +315,11 @@ class LogQuery:
             precision: So many characters of a timestamp tell times apart: 19 are seconds, 16 minutes.
 
         Raises:
+            ValueError: A Loki is asked, which is counted record by record, see `scan`.
             OSError: The files cannot be read.
         """
+        if self._loki is not None:
+            raise ValueError("counts: got a Loki, want files")
         return self._files.counts(criteria.filters, criteria.interval, Question(tuple(groups), precision))
 
     def newest(self, criteria: Criteria, limit: int | None, kind: Kind = LOGS) -> Matches:

@@ -3,6 +3,8 @@
 import base64
 import json
 import math
+import subprocess
+import sys
 
 import orjson
 import pytest
@@ -291,6 +293,18 @@ def test_at_most_64_flags_are_listed_and_the_others_stay_in_the_context():
     line = line_of({"attributes": [attribute(f"jarvis.flag.F{i}", "on") for i in range(70)]})
     assert len(line["flags"]) == 64
     assert sorted(line["context"]) == [f"jarvis.flag.F{i}" for i in range(64, 70)]
+
+
+def test_without_msgspec_the_lines_are_the_same():
+    content = orjson.dumps(request(FULL, RESOURCE, SCOPE)).decode()
+    code = f"""
+import sys
+sys.modules["msgspec"] = None
+from jarvis_collector.otlp import Encoding, Signal, read
+sys.stdout.buffer.write(read(Signal.LOGS, Encoding.JSON, {content!r}.encode(), {ARRIVAL}).lines[0])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == FULL_LINE
 
 
 HOSTILE_RECORDS = [

@@ -10,12 +10,10 @@ from functools import lru_cache
 from math import isfinite
 from operator import attrgetter
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
-from msgspec import Raw
 
-from jarvis_collector.coarse_json import Record, ResourceLogs, resource_logs
 from jarvis_collector.columns import (
     Batch,
     Column,
@@ -31,6 +29,11 @@ from jarvis_collector.otlp import BadRequestError, Lines, Signal
 from jarvis_collector.record import LogRecord, Resource, Scope, format_timestamp, log_line
 from jarvis_collector.spans import Event, Link, Span, span_line
 from jarvis_collector.values import ATTRIBUTES_MAX, DEPTH_MAX, AnyValue, Attributes, RecordError, double
+
+if TYPE_CHECKING:
+    from msgspec import Raw
+
+    from jarvis_collector.coarse_json import Record, ResourceLogs
 
 __all__ = ["read"]
 
@@ -66,7 +69,7 @@ _STATUSES = MappingProxyType({"STATUS_CODE_UNSET": 0, "STATUS_CODE_OK": 1, "STAT
 
 def read(signal: Signal, body: bytes, arrival: int) -> Lines:
     """The lines of an OTLP/JSON request; see `otlp.read`."""
-    if signal is Signal.LOGS and (groups := resource_logs(body)) is not None:
+    if signal is Signal.LOGS and (groups := _unread_groups(body)) is not None:
         return _read_alike(groups, arrival)
     request = _parse(body)
     if signal is Signal.METRICS:
@@ -96,6 +99,17 @@ def read(signal: Signal, body: bytes, arrival: int) -> Lines:
                 except Exception as error:  # whatever is wrong with a record, it is refused alone
                     out.refuse(f"{where}.{records}[{k}]", error)
     return out
+
+
+def _unread_groups(body: bytes) -> list[ResourceLogs] | None:
+    """The groups of a request, their values unread, if it is as clients usually write it."""
+    try:
+        from jarvis_collector.coarse_json import resource_logs  # noqa: PLC0415 - whoever reads files may lack msgspec
+    except ModuleNotFoundError as error:
+        if error.name != "msgspec":
+            raise
+        return None
+    return resource_logs(body)
 
 
 def _read_alike(groups: list[ResourceLogs], arrival: int) -> Lines:
@@ -165,7 +179,7 @@ class _Rows:
     def batch(self, rows: Sequence[Record]) -> Batch:
         """The batch of rows that are alike; see `columns.Reader`."""
         time, observed, severity, text, body, attributes, dropped, flags, trace_id, span_id, event = zip(
-            *map(_fields, rows), strict=True
+            *map(attrgetter(*rows[0].__struct_fields__), rows), strict=True
         )
         return Batch(
             _times(time),
@@ -184,9 +198,6 @@ class _Rows:
     def shape(self, row: Record) -> Hashable:
         """The keys of the attributes and the kinds of their values; see `columns.Reader`."""
         return tuple(piece[: piece.find(_CONTENT)] for piece in bytes(row.attributes).split(_ATTRIBUTE))
-
-
-_fields = attrgetter(*Record.__struct_fields__)
 
 
 def _times(times: Sequence[int | str]) -> list[int]:

@@ -10,8 +10,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from tests.otlp_sink import SinkServer
 
 HOUR = 3_600_000_000_000
 LIMITS = {"line": 256 * 1024, "metadata": 64 * 1024, "entries": 128}
@@ -71,15 +73,7 @@ class LokiSink:
             def log_message(self, *args):
                 pass
 
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-            allow_reuse_address = True
-            block_on_close = False
-
-            def handle_error(self, request, client_address):
-                pass
-
-        self._server = Server(("127.0.0.1", port), Handler)
+        self._server = SinkServer(("127.0.0.1", port), Handler)
         if tls is not None:
             # each connection shakes hands in its own thread
             self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)

@@ -12,6 +12,17 @@ from typing import Any
 Answer = tuple[int, dict[str, str], bytes]
 
 
+class SinkServer(ThreadingHTTPServer):
+    """Serves whatever clients do to it, and says nothing of that."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+    block_on_close = False
+
+    def handle_error(self, request, client_address):
+        pass
+
+
 class Sink:
     """Takes requests, and keeps the records of those that it answered with 2xx."""
 
@@ -45,15 +56,7 @@ class Sink:
             def log_message(self, *args):
                 pass
 
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-            allow_reuse_address = True
-            block_on_close = False
-
-            def handle_error(self, request, client_address):
-                pass
-
-        self._server = Server(("127.0.0.1", port), Handler)
+        self._server = SinkServer(("127.0.0.1", port), Handler)
         self.port = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)

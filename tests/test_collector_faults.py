@@ -28,6 +28,7 @@ from tests.loki_sink import loki_sink
 from tests.oracle import Embedded, Ledger, Oracle, Process, canonical, judge, run, to_protobuf
 from tests.otlp_sink import attributes_of, until
 from tests.ports import free_port
+from tests.wire import field, varint
 
 JSON, PROTOBUF = "application/json", "application/x-protobuf"
 
@@ -457,18 +458,6 @@ def peak_memory(process):
     if not status.exists():
         pytest.skip("needs /proc")
     return next(int(line.split()[1]) << 10 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-
-
-def varint(number):
-    out = b""
-    while number > 0x7F:
-        out += bytes([number & 0x7F | 0x80])
-        number >>= 7
-    return out + bytes([number])
-
-
-def field(number, content):
-    return varint(number << 3 | 2) + varint(len(content)) + content
 
 
 def deep_protobuf(depth):

@@ -11,6 +11,7 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 from jarvis_collector import columns
 from jarvis_collector.cut import MANY
 from jarvis_collector.otlp import Encoding, Signal, read
+from tests.wire import field
 
 TIME = 1_767_323_045_678_901_234
 ARRIVAL = 1_767_225_600_000_000_000
@@ -291,16 +292,9 @@ def test_every_part_of_the_line_has_its_place_in_either_way(resource, changed):
     assert lines(Encoding.JSON, orjson.dumps(document)) == lines(Encoding.PROTOBUF, message) == (alone, 0)
 
 
-def length_delimited(number, content):
-    size, rest = b"", len(content)
-    while rest > 0x7F:
-        size, rest = size + bytes([rest & 0x7F | 0x80]), rest >> 7
-    return bytes([number << 3 | 2]) + size + bytes([rest]) + content
-
-
 def request_of(*records):
     """A protobuf request whose records are these bytes, whatever they are."""
-    return length_delimited(1, length_delimited(2, b"".join(length_delimited(2, record) for record in records)))
+    return field(1, field(2, b"".join(field(2, record) for record in records)))
 
 
 def record_bytes(record):

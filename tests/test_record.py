@@ -24,6 +24,7 @@ from jarvis_collector.record import (
     parse_timestamp,
     timestamp_of,
 )
+from tests.wire import field
 
 ARRIVAL = 1_767_225_600_000_000_000  # 2026-01-01
 TIME = 1_767_323_045_678_901_234  # 2026-01-02T03:04:05.678901234Z
@@ -363,18 +364,6 @@ def test_a_value_nested_too_deep_costs_only_its_own_record(depth):
 def test_text_that_is_not_unicode_is_replaced_visibly(raw, shown):
     lines = lines_of(with_neighbours(b'{"body":{"stringValue":"' + raw + b'"}}'))
     assert [line["message"] for line in lines] == ["before", shown, "after"]
-
-
-def varint(number):
-    out = b""
-    while number > 0x7F:
-        out += bytes([number & 0x7F | 0x80])
-        number >>= 7
-    return out + bytes([number])
-
-
-def field(number, content):
-    return varint(number << 3 | 2) + varint(len(content)) + content
 
 
 def deep_message(depth):

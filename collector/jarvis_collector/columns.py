@@ -60,7 +60,6 @@ _PLAIN = bytes(byte for byte in range(0x20, 0x7F) if byte not in b'"\\')
 
 _Row = TypeVar("_Row")
 _Read_contra = TypeVar("_Read_contra", contravariant=True)
-_Key = tuple[str, str]
 
 
 class UnlikeError(Exception):

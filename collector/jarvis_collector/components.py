@@ -18,7 +18,7 @@ from pathlib import Path
 import orjson
 
 from jarvis_collector.layout import COMPONENTS, component_path
-from jarvis_collector.torn import end_torn_line
+from jarvis_collector.torn import end_torn_line, is_in_place
 
 __all__ = ["ComponentFiles"]
 
@@ -80,7 +80,7 @@ class ComponentFiles:
 
     def _write(self, path: Path, data: bytes) -> None:
         fd = self._files.get(path)
-        if fd is None or not _in_place(path, fd):
+        if fd is None or not is_in_place(path, fd):
             self._drop(path)
             fd = self._files[path] = self._open(path)
         self._files.move_to_end(path)
@@ -112,11 +112,3 @@ class ComponentFiles:
         fd = self._files.pop(path, None)
         if fd is not None:
             os.close(fd)
-
-
-def _in_place(path: Path, fd: int) -> bool:
-    """Whether the file that is open is still the one of this name."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(fd))
-    except FileNotFoundError:
-        return False

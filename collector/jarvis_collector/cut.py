@@ -15,7 +15,7 @@ import orjson
 
 from jarvis_collector.columns import Batch, Column, UnlikeError, few, float_column, shown_column, text_column
 
-__all__ = ["MANY", "cut", "signed"]
+__all__ = ["MANY", "cut", "decoded", "signed"]
 
 MANY = 64
 """Of fewer records of one length it takes longer to learn where their values stand."""
@@ -92,13 +92,13 @@ def cut(records: Sequence[bytes], shown: Shown) -> Batch:
         fields.get("time", nothing),
         fields.get("observed", nothing),
         fields.get("severity", nothing),
-        _decoded(fields.get("severity_text", none)),
+        decoded(fields.get("severity_text", none)),
         _texts("body", fields.get("body", none)),
         nothing,
         fields.get("flags", nothing),
         [*map(hexlify, fields.get("trace_id", none))],
         [*map(hexlify, fields.get("span_id", none))],
-        _decoded(fields.get("event", none)),
+        decoded(fields.get("event", none)),
         columns,
     )
 
@@ -187,8 +187,15 @@ def _texts(key: str, values: Sequence[bytes]) -> Column:
         raise UnlikeError from None
 
 
-def _decoded(texts: Sequence[bytes]) -> list[str]:
+def decoded(texts: Sequence[bytes]) -> list[str]:
+    """Texts that are mostly the same, each of them decoded once.
+
+    Raises:
+        UnlikeError: One of them is no UTF-8.
+    """
     try:
+        if texts.count(texts[0]) == len(texts):
+            return [texts[0].decode()] * len(texts)
         known = {text: text.decode() for text in set(texts)}
     except UnicodeDecodeError:
         raise UnlikeError from None

@@ -37,7 +37,7 @@ from jarvis_collector.columns import (
     shown_json,
     text_column,
 )
-from jarvis_collector.cut import MANY, cut, signed
+from jarvis_collector.cut import MANY, cut, decoded, signed
 from jarvis_collector.otlp import BadRequestError, Lines, Signal
 from jarvis_collector.record import LogRecord, Resource, Scope, format_timestamp, log_line
 from jarvis_collector.spans import Event, Link, Span, span_line
@@ -216,13 +216,13 @@ class _Rows:
             time,
             observed,
             severity,
-            _decoded(text),
+            decoded(text),
             _bodies(body),
             dropped,
             flags,
             [*map(hexlify, trace_id)],
             [*map(hexlify, span_id)],
-            _decoded(event),
+            decoded(event),
             [_column(raws) for raws in zip(*listed, strict=True)],
         )
 
@@ -230,16 +230,6 @@ class _Rows:
         """The keys of the attributes and the kinds of their values; see `columns.Reader`."""
         shape = tuple(raw[: raw[1] + 2] + raw[raw[1] + 4 : raw[1] + 5] if len(raw) > 1 else b"" for raw in row[10])
         return None if b"" in shape else shape
-
-
-def _decoded(texts: Sequence[bytes]) -> list[str]:
-    try:
-        if texts.count(texts[0]) == len(texts):
-            return [texts[0].decode()] * len(texts)
-        known = {text: text.decode() for text in set(texts)}
-    except UnicodeDecodeError:
-        raise UnlikeError from None
-    return [known[text] for text in texts]
 
 
 def _bodies(raws: Sequence[bytes]) -> Column:

@@ -1,12 +1,13 @@
-"""What a crash leaves at the end of a file of lines."""
+"""What may have become of a file of lines: torn by a crash, deleted or replaced while it is open."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import orjson
 
-__all__ = ["end_torn_line"]
+__all__ = ["end_torn_line", "is_in_place"]
 
 _BLOCK = 1 << 20
 
@@ -33,3 +34,15 @@ def end_torn_line(fd: int) -> None:
     else:
         os.pwrite(fd, b"\n", size)
     os.fsync(fd)
+
+
+def is_in_place(path: Path, fd: int) -> bool:
+    """Whether the file that is open is still the one of this name.
+
+    Raises:
+        OSError: That cannot be found out.
+    """
+    try:
+        return os.path.samestat(path.stat(), os.fstat(fd))
+    except FileNotFoundError:
+        return False

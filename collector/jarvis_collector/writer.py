@@ -20,7 +20,7 @@ from jarvis_collector.components import ComponentFiles
 from jarvis_collector.config import CollectorError
 from jarvis_collector.layout import LOGS_STREAM, STREAMS, day_name, day_of, day_path, sidecar_path
 from jarvis_collector.sidecar import Range, read_sidecar, sync_directory, widened, write_sidecar
-from jarvis_collector.torn import end_torn_line
+from jarvis_collector.torn import end_torn_line, is_in_place
 
 __all__ = ["DayFile", "Write", "Writer", "locked"]
 
@@ -182,13 +182,7 @@ class DayFile:
 
     def in_place(self) -> bool:
         """Whether lines may be appended: not after it was deleted or replaced, or a half line could not be undone."""
-        if self._torn:
-            return False
-        try:
-            there = self.path.stat()
-        except FileNotFoundError:
-            return False
-        return os.path.samestat(there, os.fstat(self._fd))
+        return not self._torn and is_in_place(self.path, self._fd)
 
     def append(self, lines: list[bytes]) -> tuple[float, int]:
         """Appends lines and syncs; a failure leaves the file as it was.

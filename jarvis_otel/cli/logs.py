@@ -190,7 +190,10 @@ def _add(parts: argparse._SubParsersAction[Any], name: str, summary: str, exampl
         metavar="URL",
         nargs="?",
         const="",
-        help="ask Loki instead, by its base URL; without one that of the settings",
+        # of these a Loki is not asked: whoever tries is told what to use
+        help=argparse.SUPPRESS
+        if name in ("tail", "sql")
+        else "ask Loki instead, by its base URL; without one that of the settings",
     )
     parser.set_defaults(func=_run, logs_command=name)
     return parser

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from jarvis_flags.snapshot import ExplainedStep, Snapshot
     from jarvis_flags.source import Change, FlagSource
     from jarvis_otel.admin.audit import AuditEntry
-    from jarvis_otel.admin.service import FlagAdmin, Outcome
-    from jarvis_otel.admin.store import Author
+    from jarvis_otel.admin.author import Author
+    from jarvis_otel.admin.outcome import Outcome
+    from jarvis_otel.admin.service import FlagAdmin
     from jarvis_otel.testing import FlagOverride
 
 __all__ = ["FeatureFlagManager", "announce"]
@@ -164,10 +165,13 @@ class FeatureFlagManager:
                         from pathlib import Path  # noqa: PLC0415
 
                         settings = replace(settings, flags_file=Path(self._path).absolute(), flags_file_named=True)
-                    from jarvis_otel.admin.store import FileStore  # noqa: PLC0415 - not before there are flags to open
+                    from jarvis_otel.admin.file_edits import FileEdits  # noqa: PLC0415 - not before there are flags
+                    from jarvis_otel.admin.store import FileStore  # noqa: PLC0415
 
-                    FileStore(settings.flags_state_dir).recover()
+                    store = FileStore(settings.flags_state_dir)
+                    store.recover()
                     self._source = FileSource(settings, watch=True, service=self._service or settings.service)
+                    FileEdits(self._source, store, announce).follow()
                 self._source.subscribe(self._tell)
                 if RUNTIME.flag_source is not None and RUNTIME.manager is self:
                     RUNTIME.flag_source = self._source
@@ -515,7 +519,7 @@ class FeatureFlagManager:
 
 
 def _author(admin_id: str | None, reason: str) -> Author:
-    from jarvis_otel.admin.store import Author  # noqa: PLC0415
+    from jarvis_otel.admin.author import Author  # noqa: PLC0415
 
     return Author(admin_id or "api", "api", reason)
 
@@ -530,8 +534,9 @@ def _ambient_user() -> str | None:
 
 def announce(entry: AuditEntry) -> None:
     """Tells of a change in a log record `jarvis.flag.changed`, with the hash of its audit entry."""
-    old, new = (values["state"] if values else "file" for values in (entry.old, entry.new))
-    percentage = f" at {entry.new['percentage']:g} %" if entry.new and "percentage" in entry.new else ""
+    from jarvis_otel.admin.states import announcement  # noqa: PLC0415 - few processes see changes
+
+    words, old, new = announcement(entry)
     because = f": {entry.reason}" if entry.reason else ""
     attributes = {
         "feature_flag.key": entry.flag,
@@ -547,7 +552,7 @@ def announce(entry: AuditEntry) -> None:
     emit_event(
         "jarvis_flags",
         "jarvis.flag.changed",
-        f"{entry.flag}: {old} → {new}{percentage} by {entry.who}{because}",
+        f"{entry.flag}: {words} by {entry.who}{because}",
         # not `jarvis.flag.*`, where each key is a flag's
         attributes={key: value for key, value in attributes.items() if value != ""},
     )

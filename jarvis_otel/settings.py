@@ -12,7 +12,9 @@ from urllib.parse import unquote
 
 from jarvis_collector.config import LokiTarget, Retention
 from jarvis_flags.settings import FLAG_KEYS, FlagSettings, SettingsSource
+from jarvis_otel.admin.author import Role
 from jarvis_otel.collector_settings import COLLECTOR_KEYS, read_collector, size
+from jarvis_otel.front_settings import FRONT_KEYS, AlertSettings, TelegramSettings, WebSettings, read_fronts
 from jarvis_otel.otlp_settings import DEFAULT_ENDPOINT, OtlpTarget, read_target
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ LEVELS: Mapping[str, int] = MappingProxyType(
 _KEYS = (
     FLAG_KEYS
     | COLLECTOR_KEYS
+    | FRONT_KEYS
     | {
         "log_dir",
         "service_name",
@@ -46,10 +49,6 @@ _KEYS = (
         "spool_max_bytes",
         "capture_warnings",
         "capture_exceptions",
-        "telegram_token",
-        "telegram_token_file",
-        "telegram_admins",
-        "telegram_api_url",
         "flags_store",
         "etcd_endpoints",
     }
@@ -119,6 +118,11 @@ class Settings:
         loki: Where records are forwarded to, if anywhere.
         loki_headers: Headers of each request to a Loki; `loki` has them too.
         loki_timeout: Seconds that one may take.
+        roles: What people may do, by who they are (`tg:123456789`, `ann@host`); others may what their front end says.
+        reason_always: Whether turning on any flag needs a reason, not only dangerous ones.
+        telegram: The Telegram bot.
+        web: The web page.
+        alerts: What is told by itself.
         notes: One line for each setting that works otherwise than it says; nothing is wrong with it.
         problems: One line for each setting that could not be used; its default stands in for it.
     """
@@ -172,6 +176,11 @@ class Settings:
     loki: LokiTarget | None = None
     loki_headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False)
     loki_timeout: float = LokiTarget.timeout
+    roles: Mapping[str, Role] = field(default_factory=lambda: MappingProxyType({}))
+    reason_always: bool = False
+    telegram: TelegramSettings = field(default_factory=TelegramSettings)
+    web: WebSettings = field(default_factory=WebSettings)
+    alerts: AlertSettings = field(default_factory=AlertSettings)
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     file: Path | None = None
@@ -250,6 +259,7 @@ class Settings:
             "capture_warnings": source.flag("capture_warnings", default=True),
             "capture_exceptions": source.flag("capture_exceptions", default=True),
             **read_collector(source, flags.state_dir),
+            **read_fronts(source),
         }
         if flags.environment and flags.resource_environment not in (None, flags.environment):
             notes.append(

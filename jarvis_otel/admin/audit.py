@@ -23,14 +23,17 @@ class AuditEntry:
         at: UTC, ISO 8601.
         who: A person, as the front end knows them.
         via: The front end: cli, telegram, web, api, file.
-        action: enable, disable, rollout, variant, reset or panic.
+        action: enable, disable, rollout, reset, panic, promote, revert, create or edit.
         flag: The flag's id.
-        old, new: The flag's override before and after, as the override file writes it; None is none.
+        old, new: The flag's override before and after, as the override file writes it, or where the outcome is
+            `written` its fields in the flag file; None is none.
         reason: Why, in the words of who did it.
-        outcome: `applied`, or `refused` together with why in `detail`.
-        revision: The revision that the change made, or that it was refused at.
-        detail: Why it was refused.
+        outcome: `applied`; `refused`, with why in `detail`; `requested` and `approved` where it takes more than one
+            person; `written` where the flag file changed.
+        revision: The revision that the change made, or at which nothing changed.
+        detail: Why it was refused, or what is to be said further.
         prev: The hash of the line before.
+        request: Of an approval, a refusal or a change: the id of the request that it answers.
     """
 
     at: str
@@ -45,10 +48,19 @@ class AuditEntry:
     revision: int
     detail: str = ""
     prev: str = GENESIS
+    request: str = ""
 
     def to_line(self) -> bytes:
         """The entry as its line, with the newline."""
-        return orjson.dumps(asdict(self), option=orjson.OPT_APPEND_NEWLINE)
+        values = asdict(self)
+        if not self.request:
+            del values["request"]  # as entries were written before there were requests: their hashes stand
+        return orjson.dumps(values, option=orjson.OPT_APPEND_NEWLINE)
+
+    @property
+    def id(self) -> str:
+        """What people call it by, for instance to approve a request."""
+        return self.hash[:10]
 
     @property
     def hash(self) -> str:

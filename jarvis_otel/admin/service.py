@@ -1,14 +1,16 @@
-"""FlagAdmin, the one service that changes flags: check, confirm, audit, write, tell. Front ends only translate.
+"""FlagAdmin, the one service that changes flags: authorise, check, confirm, audit, write, tell.
 
-Off is never delayed or refused: confirmation and refusal apply only to what can turn something on.
+Front ends only translate. Off is never delayed or refused: confirmations, reasons, approvals and conflicts concern only
+what can turn something on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 
 from jarvis_flags.buckets import threshold
 from jarvis_flags.evaluate import read_pin
@@ -16,44 +18,46 @@ from jarvis_flags.hints import did_you_mean
 from jarvis_flags.model import FlagDefinition, RolloutRule
 from jarvis_flags.overrides import Override, OverrideSet
 from jarvis_flags.parse import pin_name
-from jarvis_flags.source import FlagSource
+from jarvis_flags.source import FileSource, FlagSource, MemorySource
 from jarvis_otel.admin.audit import AuditEntry
-from jarvis_otel.admin.store import Author, Edit, FlagStore, SeenProcess, StoreError, storable
+from jarvis_otel.admin.author import Author, Role, storable
+from jarvis_otel.admin.file_edits import FileEdits
+from jarvis_otel.admin.outcome import Outcome, OutcomeKind
+from jarvis_otel.admin.states import FlagState, flag_state, moment, override_words, state_version
+from jarvis_otel.admin.store import Edit, FlagStore, Note, SeenProcess, StoreError
 
-__all__ = ["FlagAdmin", "Outcome", "OutcomeKind"]
+__all__ = ["ApprovalRequest", "FlagAdmin"]
 
 SEEN_WAIT_S = 1.0
-
-
-class OutcomeKind(StrEnum):
-    """How an attempt to change a flag ended."""
-
-    APPLIED = "applied"
-    NEEDS_CONFIRMATION = "needs_confirmation"
-    REFUSED = "refused"
-    NOT_FOUND = "not_found"
-    INVALID = "invalid"
-    UNAVAILABLE = "unavailable"
+APPROVAL_LASTS_S = 24 * 3600.0
+"""A request that nobody approved by then is void."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a change.
+class ApprovalRequest:
+    """A change that waits for further people.
 
     Attributes:
-        kind: How it ended.
-        message: A sentence for a person.
-        entries: What the audit says of it.
+        id: By which it is approved.
+        entry: The entry of the audit that asked for it.
+        people: Who is for it: who asked, and who approved so far.
+        wanted: So many people it takes.
+        lapses_at: Unix seconds after which it is void.
     """
 
-    kind: OutcomeKind
-    message: str
-    entries: tuple[AuditEntry, ...] = ()
+    id: str
+    entry: AuditEntry
+    people: tuple[str, ...]
+    wanted: int
+    lapses_at: float
 
-    @property
-    def applied(self) -> bool:
-        """Whether the change is in force."""
-        return self.kind is OutcomeKind.APPLIED
+
+class _ConflictError(Exception):
+    """The flag is not as the author saw it."""
+
+
+_Change = Callable[[Override | None], Override | None]
+"""From a flag's override as it stands to the new one; None is none."""
 
 
 class FlagAdmin:
@@ -62,8 +66,9 @@ class FlagAdmin:
     Args:
         source: The flags, to check changes against.
         store: Where changes are kept.
-        tell: Called with each entry after it is kept, to notify; it must not raise.
+        tell: Called with each entry of a change after it is kept, to notify; it must not raise.
         seen_wait: Seconds to wait for the other processes to have seen a change.
+        reason_always: Whether turning on any flag needs a reason, not only dangerous ones.
     """
 
     def __init__(
@@ -73,11 +78,59 @@ class FlagAdmin:
         *,
         tell: Callable[[AuditEntry], None] = lambda _: None,
         seen_wait: float = SEEN_WAIT_S,
+        reason_always: bool = False,
     ) -> None:
         self._source = source
         self._store = store
         self._tell = tell
         self._seen_wait = seen_wait
+        self._reason_always = reason_always
+
+    # --- looking ---
+
+    @property
+    def source(self) -> FlagSource:
+        """The flags."""
+        return self._source
+
+    def state(self, flag_id: str) -> FlagState | None:
+        """Where a flag stands, or None; its `version` is what `expected` of a change is held against."""
+        return flag_state(self._source.snapshot, flag_id)
+
+    def processes(self) -> list[SeenProcess]:
+        """The live processes that evaluate the flags, with what they pin."""
+        return self._store.processes()
+
+    def history(self, flag_id: str | None = None) -> list[AuditEntry]:
+        """What the audit says, refusals too, oldest first.
+
+        Args:
+            flag_id: Only what it says of this flag.
+        """
+        return [entry for entry in self._store.history() if flag_id is None or entry.flag == flag_id]
+
+    def requests(self) -> list[ApprovalRequest]:
+        """The changes that wait for the approval of further people, oldest first."""
+        waiting: dict[str, ApprovalRequest] = {}
+        for entry in self._store.history():
+            if entry.outcome == "requested":
+                asked = datetime.fromisoformat(entry.at).timestamp()
+                flag = self._source.snapshot.definitions.get(entry.flag)
+                waiting[entry.id] = ApprovalRequest(
+                    entry.id, entry, (entry.who,), 1 if flag is None else flag.approvals, asked + APPROVAL_LASTS_S
+                )
+            elif entry.outcome == "approved" and entry.request in waiting:
+                request = waiting[entry.request]
+                waiting[entry.request] = replace(request, people=(*request.people, entry.who))
+            elif entry.outcome == "refused" and entry.request:
+                waiting.pop(entry.request, None)
+            elif entry.outcome == "applied":
+                # a flag that changed since is not the flag that somebody asked about
+                waiting = {key: request for key, request in waiting.items() if request.entry.flag != entry.flag}
+        now = time.time()
+        return [request for request in waiting.values() if request.lapses_at > now]
+
+    # --- changing ---
 
     def enable(
         self,
@@ -87,6 +140,7 @@ class FlagAdmin:
         confirmed: bool = False,
         lasts: float | None = None,
         variant: str | None = None,
+        expected: str | None = None,
     ) -> Outcome:
         """Turns a flag on for everyone; one with a percentage stays limited to it.
 
@@ -96,21 +150,21 @@ class FlagAdmin:
             confirmed: Somebody confirmed it, which a dangerous flag needs.
             lasts: Seconds after which it lapses by itself; None never does.
             variant: The variant that everyone gets; a percentage then limits nothing.
+            expected: The version of the flag's state that the author looked at; None takes any.
         """
         flag_id = storable(flag_id)
         flag = self._source.snapshot.definitions.get(flag_id)
         if variant is not None and flag is not None and variant not in (flag.variants or ("on", "off")):
             names = ", ".join(flag.variants or ("on", "off"))
             return self._refuse("enable", flag_id, author, f"{flag_id} has no variant {variant!r}, want one of {names}")
-        if (stop := self._stop("enable", flag_id, author, confirmed=confirmed)) is not None:
-            return stop
 
-        def edit(state: OverrideSet) -> Mapping[str, Override | None]:
-            percentage = _percentage(state.overrides.get(flag_id))
-            return {flag_id: Override("on", percentage=percentage, variant=variant, expires_at=_moment(lasts))}
+        def change(override: Override | None) -> Override:
+            return Override("on", percentage=_percentage(override), variant=variant, expires_at=_moment(lasts))
 
-        words = f"{flag_id} gives {variant} to everyone"
-        return self._commit("enable", author, edit, lambda: words if variant else self._enabled_words(flag_id, flag))
+        def words() -> str:
+            return f"{flag_id} gives {variant} to everyone" if variant else self._enabled_words(flag_id, flag)
+
+        return self._turn_on("enable", flag_id, author, change, words, confirmed=confirmed, expected=expected)
 
     def disable(self, flag_id: str, author: Author, *, lasts: float | None = None) -> Outcome:
         """Turns a flag off for everyone, whatever else is set: the kill switch.
@@ -127,13 +181,37 @@ class FlagAdmin:
         if not self._knows_flags:
             words += "; no flag file could be read, so whether there is such a flag is not known"
 
-        def edit(state: OverrideSet) -> Mapping[str, Override | None]:
-            percentage = _percentage(state.overrides.get(flag_id))
-            return {flag_id: Override("off", percentage=percentage, expires_at=_moment(lasts))}
+        def change(override: Override | None) -> Override:
+            return Override("off", percentage=_percentage(override), expires_at=_moment(lasts))
 
-        return self._commit("disable", author, edit, lambda: words, off_only=True)
+        return self._turn_off("disable", flag_id, author, change, lambda: words)
 
-    def rollout(self, flag_id: str, percent: float, author: Author, *, confirmed: bool = False) -> Outcome:
+    def toggle(
+        self,
+        flag_id: str,
+        author: Author,
+        *,
+        confirmed: bool = False,
+        lasts: float | None = None,
+        expected: str | None = None,
+    ) -> Outcome:
+        """Turns a flag off that is on for somebody, and on otherwise; the arguments are those of `enable`."""
+        state = self.state(storable(flag_id))
+        limited_on = state is not None and state.percentage is not None and not _is_off(state.override)
+        if state is not None and (state.on or limited_on):
+            return self.disable(flag_id, author, lasts=lasts)
+        return self.enable(flag_id, author, confirmed=confirmed, lasts=lasts, expected=expected)
+
+    def rollout(
+        self,
+        flag_id: str,
+        percent: float,
+        author: Author,
+        *,
+        confirmed: bool = False,
+        lasts: float | None = None,
+        expected: str | None = None,
+    ) -> Outcome:
         """Sets the percentage of users that a flag is on for.
 
         Args:
@@ -141,53 +219,92 @@ class FlagAdmin:
             percent: 0 to 100, at most three decimals.
             author: Who, why and from where.
             confirmed: Somebody confirmed it, which raising a dangerous flag needs.
+            lasts: Seconds after which it lapses by itself; None never does.
+            expected: The version of the flag's state that the author looked at; None takes any.
         """
         flag_id = storable(flag_id)
         try:
             threshold(percent)
         except (ValueError, TypeError) as error:
             why = f"{flag_id}: percentage: {error}"
-            self._store.refuse("rollout", author, flag_id, why)
-            return Outcome(OutcomeKind.INVALID, why)
+            return self._refuse("rollout", flag_id, author, why, OutcomeKind.INVALID)
         flag = self._source.snapshot.definitions.get(flag_id)
-        lowers = flag is not None and self._lowers(flag, percent)
-        if not lowers and (stop := self._stop("rollout", flag_id, author, confirmed=confirmed)) is not None:
-            return stop
         if flag is not None and any(_is_split(rule) for rule in flag.rules):
-            return self._refuse(
-                "rollout", flag_id, author, f"{flag_id} splits its users over variants: change its weights in the file"
-            )
+            why = f"{flag_id} splits its users over variants: change its weights in the file"
+            return self._refuse("rollout", flag_id, author, why)
 
-        def edit(state: OverrideSet) -> Mapping[str, Override | None]:  # noqa: ARG001
-            return {flag_id: Override("on", percentage=percent)}
+        def words() -> str:
+            return f"{flag_id} is on for {percent:g} % of users"
 
-        return self._commit(
-            "rollout", author, edit, lambda: f"{flag_id} is on for {percent:g} % of users", off_only=lowers
+        if flag is not None and _lowers(flag, self._override(flag_id), percent):
+
+            def lower(override: Override | None) -> Override:
+                if not _lowers(flag, override, percent):
+                    raise _ConflictError
+                return Override("on", percentage=percent, expires_at=_moment(lasts))
+
+            return self._turn_off("rollout", flag_id, author, lower, words)
+        return self._turn_on(
+            "rollout",
+            flag_id,
+            author,
+            lambda _: Override("on", percentage=percent, expires_at=_moment(lasts)),
+            words,
+            confirmed=confirmed,
+            expected=expected,
         )
 
-    def reset(self, flag_id: str, author: Author, *, confirmed: bool = False) -> Outcome:
+    def reset(self, flag_id: str, author: Author, *, confirmed: bool = False, expected: str | None = None) -> Outcome:
         """Removes what was set at run time: the file decides again.
 
         Args:
             flag_id: The flag.
             author: Who, why and from where.
             confirmed: Somebody confirmed it, which a dangerous flag that was turned off needs.
+            expected: The version of the flag's state that the author looked at; None takes any.
         """
         flag_id = storable(flag_id)
-        override = self._store.read().overrides.get(flag_id)
+        if author.role is Role.VIEWER:
+            return self._refuse("reset", flag_id, author, _NOT_FOR_VIEWERS)
+        override = self._override(flag_id)
         if override is None:
             if self._knows_flags and not self._exists(flag_id):
                 return self._not_found("reset", flag_id, author)
             return Outcome(OutcomeKind.APPLIED, f"nothing was set for {flag_id} at run time; the file decides")
-        lifts = override.state == "off" or override.percentage is not None
-        if lifts and (stop := self._stop("reset", flag_id, author, confirmed=confirmed)) is not None:
-            return stop
-        return self._commit(
-            "reset", author, lambda _: {flag_id: None}, lambda: f"{flag_id}: the file decides again", off_only=not lifts
-        )
+        return self._restore("reset", flag_id, author, None, confirmed=confirmed, expected=expected)
+
+    def revert(
+        self, flag_id: str, revision: int, author: Author, *, confirmed: bool = False, expected: str | None = None
+    ) -> Outcome:
+        """Sets at run time what was set when the flags stood at a revision.
+
+        Args:
+            flag_id: The flag.
+            revision: The revision as the history names it; 0 is before the first change.
+            author: Who, why and from where.
+            confirmed: Somebody confirmed it, which a dangerous flag needs unless it is off then.
+            expected: The version of the flag's state that the author looked at; None takes any.
+        """
+        flag_id = storable(flag_id)
+        if self._knows_flags and not self._exists(flag_id):
+            return self._not_found("revert", flag_id, author)
+        newest = self._store.read().revision
+        if not 0 <= revision <= newest:
+            why = f"{flag_id}: there is no revision {revision}; want 0 to {newest}, as the history shows them"
+            return self._refuse("revert", flag_id, author, why, OutcomeKind.INVALID)
+        then: Mapping[str, object] | None = None
+        for entry in self.history(flag_id):
+            if entry.outcome == "applied" and entry.revision <= revision:
+                then = entry.new
+        override = None if then is None else Override.from_dict(then)
+        if override is not None and override.expires_at is not None and override.expires_at <= time.time():
+            override = None  # it would have lapsed by now
+        return self._restore("revert", flag_id, author, override, confirmed=confirmed, expected=expected)
 
     def panic(self, author: Author) -> Outcome:
         """Turns every dangerous flag off at once."""
+        if author.role is Role.VIEWER:
+            return self._refuse("panic", "*", author, _NOT_FOR_VIEWERS)
         snapshot = self._source.snapshot
         if not self._knows_flags:
             why = next((str(problem) for problem in snapshot.problems), "there is no flag")
@@ -207,9 +324,155 @@ class FlagAdmin:
         words = f"{len(dangerous)} dangerous flags are off: {', '.join(dangerous)}"
         return self._commit("panic", author, edit, lambda: words, off_only=True)
 
-    def decline(self, action: str, flag_id: str, author: Author) -> None:
-        """Notes that a change which had to be confirmed was not."""
-        self._store.refuse(action, author, flag_id, "not confirmed")
+    def approve(self, request_id: str, author: Author) -> Outcome:
+        """Approves a change that somebody else asked for; with the last approval that it takes it is made.
+
+        Args:
+            request_id: The id of the request.
+            author: Who; the reason is that of the request where none is given.
+        """
+        request = next((one for one in self.requests() if one.id == storable(request_id)), None)
+        if request is None:
+            return self._no_request(request_id)
+        asked = request.entry
+        # the author confirms by approving; the reason was given
+        checked = replace(author, reason=author.reason or asked.reason)
+        if (stop := self._stop(asked.action, asked.flag, checked, confirmed=True)) is not None:
+            return stop
+        if author.who in request.people:
+            why = f"{asked.flag}: {author.who} is for it already; it takes {request.wanted} different people"
+            return self._refuse(asked.action, asked.flag, author, why)
+        people = (*request.people, author.who)
+        if len(people) < request.wanted:
+            note = Note(asked.action, asked.flag, "approved", "", asked.old, asked.new, request.id)
+            return self._asked_for(author, note, f"{asked.flag}: {len(people)} of {request.wanted} people are for it")
+        override = None if asked.new is None else Override.from_dict(asked.new)
+        if override is not None and override.expires_at is not None:
+            # what was to last an hour lasts an hour from now
+            lasts = override.expires_at - datetime.fromisoformat(asked.at).timestamp()
+            override = replace(override, expires_at=_moment(lasts))
+        detail = f"asked for by {', '.join(request.people)}, approved by {author.who}"
+
+        def edit(state: OverrideSet) -> Mapping[str, Override | None]:
+            old = state.overrides.get(asked.flag)
+            if (None if old is None else old.to_dict()) != asked.old:
+                raise _ConflictError
+            return {asked.flag: override}
+
+        return self._commit(
+            asked.action,
+            checked,
+            edit,
+            lambda: f"{asked.flag}: {override_words(asked.new)}, {detail}",
+            flag_id=asked.flag,
+            detail=detail,
+            request=request.id,
+        )
+
+    def deny(self, request_id: str, author: Author) -> Outcome:
+        """Refuses, or takes back, a change that waits for approval.
+
+        Args:
+            request_id: The id of the request.
+            author: Who and why.
+        """
+        request = next((one for one in self.requests() if one.id == storable(request_id)), None)
+        if request is None:
+            return self._no_request(request_id)
+        if author.role is Role.VIEWER:
+            return self._refuse(request.entry.action, request.entry.flag, author, _NOT_FOR_VIEWERS)
+        asked = request.entry
+        note = Note(asked.action, asked.flag, "refused", f"denied by {author.who}", asked.old, asked.new, request.id)
+        try:
+            made = self._store.note(author, lambda: [note])
+        except StoreError as error:
+            return Outcome(OutcomeKind.UNAVAILABLE, str(error))
+        return Outcome(OutcomeKind.APPLIED, f"{asked.flag}: the request of {asked.who} is denied", tuple(made))
+
+    def decline(self, action: str, flag_id: str, author: Author, why: str = "not confirmed") -> None:
+        """Notes that a change which had to be confirmed was not, or was not taken at all.
+
+        Args:
+            action: What was tried.
+            flag_id: The flag.
+            author: Who and from where.
+            why: Why it was not made.
+        """
+        with contextlib.suppress(StoreError, OSError):
+            self._store.note(author, lambda: [Note(action, storable(flag_id), "refused", storable(why))])
+
+    # --- the flag file ---
+
+    def promote(self, flag_id: str, author: Author) -> Outcome:
+        """Writes what was set at run time into the flag file, whose comments stay; everyone gets what they got.
+
+        Args:
+            flag_id: The flag.
+            author: Who and why.
+        """
+        from jarvis_flags.edit import set_flag_fields  # noqa: PLC0415 - few processes write flag files
+        from jarvis_otel.admin.promote import promoted_fields  # noqa: PLC0415
+
+        flag_id = storable(flag_id)
+        if (stop := self._not_written("promote", flag_id, author)) is not None:
+            return stop
+        snapshot = self._source.reload()
+        override = snapshot.overrides.overrides.get(flag_id)
+        if flag_id not in snapshot.definitions or flag_id in snapshot.bad:
+            if not self._exists(flag_id):
+                return self._not_found("promote", flag_id, author)
+            return self._refuse("promote", flag_id, author, f"{flag_id}: its definition is broken: mend it first")
+        if override is None:
+            return Outcome(OutcomeKind.INVALID, f"nothing was set for {flag_id} at run time: there is nothing to write")
+        assert isinstance(self._source, FileSource)
+        file = self._source.settings.flags_file
+        try:
+            self._edits().note()  # what others changed is not this author's
+            fields = promoted_fields(snapshot, flag_id, override)
+            if fields:
+                set_flag_fields(file, flag_id, fields)
+        except (ValueError, OSError) as error:
+            return self._refuse("promote", flag_id, author, str(error), OutcomeKind.INVALID)
+        self._source.reload()
+        self._edits().note(author, "promote")
+
+        def edit(state: OverrideSet) -> Mapping[str, Override | None]:
+            if state.overrides.get(flag_id) != override:
+                raise _ConflictError
+            return {flag_id: None}
+
+        words = f"{flag_id} is written into {file.name} as {override_words(override.to_dict())}, for every environment"
+        return self._commit("promote", author, edit, lambda: words, flag_id=flag_id)
+
+    def create(self, definition: FlagDefinition, author: Author) -> Outcome:
+        """Writes a new flag into the flag file.
+
+        Args:
+            definition: The flag.
+            author: Who and why.
+        """
+        from jarvis_flags.edit import add_flag  # noqa: PLC0415 - few processes write flag files
+
+        if (stop := self._not_written("create", definition.id, author)) is not None:
+            return stop
+        assert isinstance(self._source, FileSource)
+        file = self._source.settings.flags_file
+        self._edits().note()  # what others changed is not this author's
+        try:
+            add_flag(file, definition)
+        except (ValueError, OSError) as error:
+            return Outcome(OutcomeKind.INVALID, str(error))
+        self._source.reload()
+        made = self._edits().note(author, "create")
+        return Outcome(OutcomeKind.APPLIED, f"{definition.id} was written into {file}", tuple(made))
+
+    def follow_file(self) -> Callable[[], None]:
+        """Notes edits of the flag file in the audit, those until now and those to come; returns what ends that."""
+        return self._edits().follow() if isinstance(self._source, FileSource) else lambda: None
+
+    def note_file(self) -> list[AuditEntry]:
+        """Notes in the audit what was edited in the flag file until now."""
+        return self._edits().note() if isinstance(self._source, FileSource) else []
 
     def note_unreadable_pins(self, service: str) -> None:
         """Notes in the audit the pins of this process that cannot be read, which count as off.
@@ -222,15 +485,9 @@ class FlagAdmin:
             name = pin_name(flag_id)
             if name in snapshot.pins and read_pin(snapshot.pins[name], definition.variants) is None:
                 detail = f"{name}={snapshot.pins[name]!r} cannot be read, which counts as off"
-                self._store.refuse("pin", Author(service, "environment"), flag_id, detail)
+                self.decline("pin", flag_id, Author(service, "environment"), detail)
 
-    def history(self, flag_id: str | None = None) -> list[AuditEntry]:
-        """The changes, refused ones too, oldest first.
-
-        Args:
-            flag_id: Only those of this flag.
-        """
-        return [entry for entry in self._store.history() if flag_id is None or entry.flag == flag_id]
+    # --- how ---
 
     @property
     def _knows_flags(self) -> bool:
@@ -241,92 +498,222 @@ class FlagAdmin:
         snapshot = self._source.snapshot
         return flag_id in snapshot.definitions or flag_id in snapshot.bad
 
-    def _not_found(self, action: str, flag_id: str, author: Author) -> Outcome:
-        snapshot = self._source.snapshot
-        hint = did_you_mean(flag_id, [*snapshot.definitions, *snapshot.bad], "; jarvis flags list shows them")
-        message = f"no flag {flag_id!r}{hint}"
-        self._store.refuse(action, author, flag_id, message)
-        return Outcome(OutcomeKind.NOT_FOUND, message)
+    def _override(self, flag_id: str) -> Override | None:
+        return self._store.read().overrides.get(flag_id)
 
-    def _stop(self, action: str, flag_id: str, author: Author, *, confirmed: bool) -> Outcome | None:
+    def _edits(self) -> FileEdits:
+        assert isinstance(self._source, FileSource)
+        return FileEdits(self._source, self._store, self._tell)
+
+    def _not_written(self, action: str, flag_id: str, author: Author) -> Outcome | None:
+        """Why somebody may not write the flag file, or None where they may."""
+        if author.role is not Role.ADMIN:
+            why = f"{author.who} is {author.role.value}: only admins write flag files"
+            return self._refuse(action, flag_id, author, why)
+        if isinstance(self._source, MemorySource):
+            return Outcome(OutcomeKind.UNAVAILABLE, "these flags are in memory: there is no file to write")
+        return None
+
+    def _turn_on(
+        self,
+        action: str,
+        flag_id: str,
+        author: Author,
+        change: _Change,
+        words: Callable[[], str],
+        *,
+        confirmed: bool,
+        expected: str | None,
+    ) -> Outcome:
+        """Makes a change that can turn a flag on, or asks for it where that takes more than one person."""
+        if (stop := self._stop(action, flag_id, author, confirmed=confirmed, expected=expected)) is not None:
+            return stop
+        flag = self._source.snapshot.definitions[flag_id]
+        if flag.approvals > 1:
+            old = self._override(flag_id)
+            new = change(old)
+            note = Note(
+                action,
+                flag_id,
+                "requested",
+                old=None if old is None else old.to_dict(),
+                new=None if new is None else new.to_dict(),
+            )
+            return self._asked_for(author, note, f"{flag_id} takes {flag.approvals} different people")
+
+        def edit(state: OverrideSet) -> Mapping[str, Override | None]:
+            override = state.overrides.get(flag_id)
+            if expected is not None and state_version(flag, override) != expected:
+                raise _ConflictError
+            return {flag_id: change(override)}
+
+        return self._commit(action, author, edit, words, flag_id=flag_id)
+
+    def _turn_off(
+        self, action: str, flag_id: str, author: Author, change: _Change, words: Callable[[], str]
+    ) -> Outcome:
+        """Makes a change that can turn nothing on."""
+        if author.role is Role.VIEWER:
+            return self._refuse(action, flag_id, author, _NOT_FOR_VIEWERS)
+
+        def edit(state: OverrideSet) -> Mapping[str, Override | None]:
+            return {flag_id: change(state.overrides.get(flag_id))}
+
+        return self._commit(action, author, edit, words, flag_id=flag_id, off_only=True)
+
+    def _restore(
+        self,
+        action: str,
+        flag_id: str,
+        author: Author,
+        override: Override | None,
+        *,
+        confirmed: bool,
+        expected: str | None,
+    ) -> Outcome:
+        """Sets an override that there was, or none."""
+
+        def words() -> str:
+            said = "the file decides again" if override is None else override_words(override.to_dict())
+            return f"{flag_id}: {said}"
+
+        def stays_on(old: Override | None) -> Override | None:
+            if not _is_plain_on(old):
+                raise _ConflictError
+            return override
+
+        if _is_off(override):
+            return self._turn_off(action, flag_id, author, lambda _: override, words)
+        if override is None and _is_plain_on(self._override(flag_id)):
+            # whoever is on by the file stays on, and nobody else is turned on
+            return self._turn_off(action, flag_id, author, stays_on, words)
+        return self._turn_on(action, flag_id, author, lambda _: override, words, confirmed=confirmed, expected=expected)
+
+    def _stop(
+        self, action: str, flag_id: str, author: Author, *, confirmed: bool, expected: str | None = None
+    ) -> Outcome | None:
         """Why a change that can turn a flag on may not be made, or None where it may."""
         snapshot = self._source.snapshot
         flag, bad = snapshot.definitions.get(flag_id), snapshot.bad.get(flag_id)
         if flag is None and bad is None:
             return self._not_found(action, flag_id, author)
+        if author.role is Role.VIEWER:
+            return self._refuse(action, flag_id, author, _NOT_FOR_VIEWERS)
         if bad is not None and (flag is None or bad.dangerous):
-            return self._refuse(
-                action, flag_id, author, f"{flag_id} cannot be turned on while its definition is broken: {bad.message}"
-            )
+            why = f"{flag_id} cannot be turned on while its definition is broken: {bad.message}"
+            return self._refuse(action, flag_id, author, why)
         assert flag is not None
-        if flag.approvals > 1:
-            return self._refuse(
-                action,
-                flag_id,
-                author,
-                f"{flag_id} needs the approval of {flag.approvals} different people, which is not available yet: "
-                "change `enabled` in the flag file, reviewed as your repository asks",
-            )
+        if flag.dangerous and author.role is not Role.ADMIN:
+            why = f"{flag_id} is dangerous: {author.who} is {author.role.value}, and only admins turn it on"
+            return self._refuse(action, flag_id, author, why)
+        if expected is not None and state_version(flag, self._override(flag_id)) != expected:
+            return self._conflict(action, flag_id, author)
+        # a program has no reasons but its code
+        if (flag.dangerous or self._reason_always) and not author.reason.strip() and author.via != "api":
+            why = "is dangerous: say why" if flag.dangerous else "is not turned on without a reason: say why"
+            return Outcome(OutcomeKind.NEEDS_REASON, f"{flag_id} {why}")
         if flag.dangerous and not confirmed:
             return Outcome(OutcomeKind.NEEDS_CONFIRMATION, f"{flag_id} is dangerous: turning it on must be confirmed")
         return None
 
-    def _refuse(self, action: str, flag_id: str, author: Author, why: str) -> Outcome:
-        self._store.refuse(action, author, flag_id, why)
-        return Outcome(OutcomeKind.REFUSED, why)
+    def _refuse(
+        self, action: str, flag_id: str, author: Author, why: str, kind: OutcomeKind = OutcomeKind.REFUSED
+    ) -> Outcome:
+        self.decline(action, flag_id, author, why)
+        return Outcome(kind, why)
 
-    def _lowers(self, flag: FlagDefinition, percent: float) -> bool:
-        """Whether a percentage can turn the flag on for nobody for whom it is off now."""
-        override = self._store.read().overrides.get(flag.id)
-        if override is not None and override.state == "off":
-            # also 0 % would lift the switch, for users that other rules name
-            return False
-        if override is not None and override.percentage is not None:
-            return percent <= override.percentage
-        limits = [float(rule.value) for rule in flag.rules if rule.type == "percentage" and not _is_split(rule)]
-        return percent <= min(limits, default=0.0)
+    def _not_found(self, action: str, flag_id: str, author: Author) -> Outcome:
+        snapshot = self._source.snapshot
+        hint = did_you_mean(flag_id, [*snapshot.definitions, *snapshot.bad], "; jarvis flags list shows them")
+        return self._refuse(action, flag_id, author, f"no flag {flag_id!r}{hint}", OutcomeKind.NOT_FOUND)
+
+    def _no_request(self, request_id: str) -> Outcome:
+        return Outcome(
+            OutcomeKind.NOT_FOUND,
+            f"no request {request_id!r} waits for approval: it was answered, the flag changed since, or "
+            f"{APPROVAL_LASTS_S / 3600:g} hours have passed",
+        )
+
+    def _conflict(self, action: str, flag_id: str, author: Author) -> Outcome:
+        self._source.reload()
+        state, override = self.state(flag_id), self._override(flag_id)
+        by = f" by {override.by or 'someone'} at {override.at}" if override is not None else ""
+        now = "" if state is None else f": it is {state.state} now"
+        why = f"{flag_id} was changed meanwhile{by}{now}; look at it again"
+        return self._refuse(action, flag_id, author, why, OutcomeKind.CONFLICT)
+
+    def _asked_for(self, author: Author, note: Note, words: str) -> Outcome:
+        try:
+            made = self._store.note(author, lambda: [note])
+        except StoreError as error:
+            return Outcome(OutcomeKind.UNAVAILABLE, str(error))
+        request_id = note.request or made[-1].id
+        cure = f"somebody else approves it with: jarvis flags approve {request_id}"
+        return Outcome(OutcomeKind.NEEDS_APPROVAL, f"{words}; {cure}", tuple(made), request=request_id)
 
     def _enabled_words(self, flag_id: str, flag: FlagDefinition | None) -> str:
-        override = self._store.read().overrides.get(flag_id)
+        override = self._override(flag_id)
         limit = _percentage(override)
         if limit is None and flag is not None:
             limit = flag.percentage
-        return f"{flag_id} is on for everyone" if limit is None else f"{flag_id} is on, still limited to {limit:g} %"
+        until = "" if override is None or override.expires_at is None else f" until {moment(override.expires_at)}"
+        who = "on for everyone" if limit is None else f"on, still limited to {limit:g} %"
+        return f"{flag_id} is {who}{until}"
 
     def _commit(
-        self, action: str, author: Author, edit: Edit, words: Callable[[], str], *, off_only: bool = False
+        self,
+        action: str,
+        author: Author,
+        edit: Edit,
+        words: Callable[[], str],
+        *,
+        flag_id: str = "",
+        off_only: bool = False,
+        detail: str = "",
+        request: str = "",
     ) -> Outcome:
         try:
-            made = self._store.commit(action, author, edit, off_only=off_only)
+            made = self._store.commit(action, author, edit, off_only=off_only, detail=detail, request=request)
         except StoreError as error:
             return Outcome(OutcomeKind.UNAVAILABLE, str(error))
+        except _ConflictError:
+            return self._conflict(action, flag_id, author)
         self._source.reload()
         message = words()
         for entry in made:
             self._tell(entry)
-        if made:
-            flags = {entry.flag for entry in made}
-            message += self._seen_words(made[-1].revision, flags)
-        return Outcome(OutcomeKind.APPLIED, message, tuple(made))
+        if not made:
+            return Outcome(OutcomeKind.APPLIED, message)
+        seen, processes = self._wait_until_seen(made[-1].revision)
+        if processes:
+            message += f"; seen by {seen} of {len(processes)} running processes"
+        changed = {entry.flag for entry in made}
+        for process in processes:
+            for pinned in sorted(changed & process.pins.keys()):
+                message += f"; {process.service} (pid {process.pid}) pins it: {pin_name(pinned)}={process.pins[pinned]}"
+        kind = OutcomeKind.APPLIED
+        if not all(_is_off_entry(entry) for entry in made) and self._is_pinned(made, processes):
+            kind = OutcomeKind.PINNED
+        return Outcome(kind, message, tuple(made), seen, len(processes))
 
-    def _seen_words(self, revision: int, flags: set[str]) -> str:
-        """Who has seen the change, and in whom a pin stands against it."""
+    def _is_pinned(self, made: Sequence[AuditEntry], processes: Sequence[SeenProcess]) -> bool:
+        """Whether pins stand against a change wherever its flags are evaluated: here, where no process runs."""
+        if processes:
+            return all(entry.flag in process.pins for entry in made for process in processes)
+        return all(pin_name(entry.flag) in self._source.snapshot.pins for entry in made)
+
+    def _wait_until_seen(self, revision: int) -> tuple[int, list[SeenProcess]]:
+        """How many of the running processes have seen a change; they get a moment for it."""
         deadline = time.monotonic() + self._seen_wait
         while True:
             processes = self._store.processes()
-            seen = [process for process in processes if process.revision >= revision]
-            if len(seen) == len(processes) or time.monotonic() >= deadline:
-                break
+            seen = sum(process.revision >= revision for process in processes)
+            if seen == len(processes) or time.monotonic() >= deadline:
+                return seen, processes
             time.sleep(0.005)
-        words = f"; seen by {len(seen)} of {len(processes)} running processes" if processes else ""
-        for process in processes:
-            for flag_id in sorted(flags & process.pins.keys()):
-                words += f"; {_named(process)} pins it: {pin_name(flag_id)}={process.pins[flag_id]}"
-        return words
 
 
-def _named(process: SeenProcess) -> str:
-    return f"{process.service} (pid {process.pid})"
+_NOT_FOR_VIEWERS = "viewers look at flags and change none"
 
 
 def _percentage(override: Override | None) -> float | None:
@@ -339,3 +726,27 @@ def _moment(lasts: float | None) -> float | None:
 
 def _is_split(rule: RolloutRule) -> bool:
     return rule.type == "percentage" and isinstance(rule.value, Mapping)
+
+
+def _is_off(override: Override | None) -> bool:
+    return override is not None and override.state == "off"
+
+
+def _is_plain_on(override: Override | None) -> bool:
+    """Whether an override turns the flag on for everyone, so that to remove it turns it on for nobody."""
+    return override is not None and override.state == "on" and override.percentage is None
+
+
+def _is_off_entry(entry: AuditEntry) -> bool:
+    return entry.new is not None and entry.new.get("state") == "off"
+
+
+def _lowers(flag: FlagDefinition, override: Override | None, percent: float) -> bool:
+    """Whether a percentage can turn the flag on for nobody for whom it is off now."""
+    if override is not None and override.state == "off":
+        # also 0 % would lift the switch, for users that other rules name
+        return False
+    if override is not None and override.percentage is not None:
+        return percent <= override.percentage
+    limits = [float(rule.value) for rule in flag.rules if rule.type == "percentage" and not _is_split(rule)]
+    return percent <= min(limits, default=0.0)

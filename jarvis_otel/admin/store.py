@@ -8,7 +8,7 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,8 +29,9 @@ from jarvis_flags.overrides import (
 )
 from jarvis_flags.source import MemorySource, process_start
 from jarvis_otel.admin.audit import GENESIS, AuditEntry, entries, line_hash
+from jarvis_otel.admin.author import Author
 
-__all__ = ["Author", "Edit", "FileStore", "FlagStore", "MemoryStore", "SeenProcess", "StoreError", "storable"]
+__all__ = ["Edit", "FileStore", "FlagStore", "MemoryStore", "Note", "SeenProcess", "StoreError"]
 
 LOCK_WAIT_S = 10.0
 RESERVE_BYTES = 256 * 1024
@@ -44,23 +45,25 @@ class StoreError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Author:
-    """Who changes something, why, and from where.
+class Note:
+    """Something that the audit keeps beside changes of overrides.
 
     Attributes:
-        who: A person, as the front end knows them.
-        via: The front end: cli, telegram, web, api, file.
-        reason: Why.
+        action: What was tried or done.
+        flag: The flag's id.
+        outcome: `refused`, `requested`, `approved`, or `written` into the flag file.
+        detail: Why, or what it says further.
+        old, new: What changed; None is none.
+        request: The request that it belongs to.
     """
 
-    who: str
-    via: str
-    reason: str = ""
-
-    def __post_init__(self) -> None:
-        # whatever it holds, it must never keep a flag from being turned off
-        for name in ("who", "via", "reason"):
-            object.__setattr__(self, name, storable(getattr(self, name)))
+    action: str
+    flag: str
+    outcome: str = "refused"
+    detail: str = ""
+    old: Mapping[str, Any] | None = None
+    new: Mapping[str, Any] | None = None
+    request: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +83,6 @@ class SeenProcess:
     pins: Mapping[str, str]
 
 
-def storable(text: Any) -> str:
-    """Any text as it can stand in a file of UTF-8."""
-    return str(text).encode("utf-8", "backslashreplace").decode()
-
-
 class FlagStore(Protocol):
     """Keeps overrides and audit: a change is in both or in neither."""
 
@@ -92,22 +90,44 @@ class FlagStore(Protocol):
         """The overrides as they stand."""
         ...
 
-    def commit(self, action: str, author: Author, edit: Edit, *, off_only: bool = False) -> list[AuditEntry]:
+    def commit(
+        self,
+        action: str,
+        author: Author,
+        edit: Edit,
+        *,
+        off_only: bool = False,
+        detail: str = "",
+        request: str = "",
+    ) -> list[AuditEntry]:
         """Makes a change, alone: audit first, then state.
 
         Args:
             action: What it is called in the audit.
             author: Who, why and from where.
-            edit: Computes the change from the state as it stands under the lock.
+            edit: Computes the change from the state as it stands under the lock; what it raises ends the change.
             off_only: The change only turns off: it may use the space that is kept for that.
+            detail: What the audit says further.
+            request: The request that it fulfils.
 
         Raises:
             StoreError: It could not be kept.
         """
         ...
 
-    def refuse(self, action: str, author: Author, flag_id: str, detail: str) -> None:
-        """Notes in the audit that a change was refused, as far as that is possible."""
+    def note(
+        self, author: Author, make: Callable[[], Sequence[Note]], done: Callable[[], None] = lambda: None
+    ) -> list[AuditEntry]:
+        """Notes something in the audit that changes no override.
+
+        Args:
+            author: Who, why and from where.
+            make: Says what; called under the lock.
+            done: Called under the lock when it is kept.
+
+        Raises:
+            StoreError: It could not be kept.
+        """
         ...
 
     def history(self) -> list[AuditEntry]:
@@ -124,7 +144,7 @@ def _now() -> str:
 
 
 def _next(
-    state: OverrideSet, action: str, author: Author, edit: Edit, prev: str
+    state: OverrideSet, action: str, author: Author, edit: Edit, prev: str, **more: str
 ) -> tuple[OverrideSet, list[AuditEntry]]:
     """The state after a change, and its entries."""
     overrides, revision, made = dict(state.overrides), state.revision, []
@@ -147,6 +167,7 @@ def _next(
             outcome="applied",
             revision=revision,
             prev=prev,
+            **more,
         )
         prev = entry.hash
         made.append(entry)
@@ -165,20 +186,35 @@ class MemoryStore:
         """The overrides as they stand."""
         return self._source.snapshot.overrides
 
-    def commit(self, action: str, author: Author, edit: Edit, *, off_only: bool = False) -> list[AuditEntry]:  # noqa: ARG002
-        """Makes a change, alone."""
+    def commit(
+        self,
+        action: str,
+        author: Author,
+        edit: Edit,
+        *,
+        off_only: bool = False,  # noqa: ARG002
+        detail: str = "",
+        request: str = "",
+    ) -> list[AuditEntry]:
+        """Makes a change, alone (see FlagStore)."""
         with self._lock:
-            prev = self._entries[-1].hash if self._entries else GENESIS
-            state, made = _next(self.read(), action, author, edit, prev)
+            state, made = _next(self.read(), action, author, edit, self._prev(), detail=detail, request=request)
             self._entries += made
             self._source.set_overrides(state)
             return made
 
-    def refuse(self, action: str, author: Author, flag_id: str, detail: str) -> None:
-        """Notes that a change was refused."""
+    def note(
+        self, author: Author, make: Callable[[], Sequence[Note]], done: Callable[[], None] = lambda: None
+    ) -> list[AuditEntry]:
+        """Notes something in the audit that changes no override (see FlagStore)."""
         with self._lock:
-            prev = self._entries[-1].hash if self._entries else GENESIS
-            self._entries.append(_refusal(action, author, flag_id, detail, self.read().revision, prev))
+            made = _noted(author, make(), self.read().revision, self._prev())
+            self._entries += made
+            done()
+            return made
+
+    def _prev(self) -> str:
+        return self._entries[-1].hash if self._entries else GENESIS
 
     def history(self) -> list[AuditEntry]:
         """The audit, oldest first."""
@@ -189,21 +225,28 @@ class MemoryStore:
         return []
 
 
-def _refusal(action: str, author: Author, flag_id: str, detail: str, revision: int, prev: str) -> AuditEntry:  # noqa: PLR0917
-    return AuditEntry(
-        at=_now(),
-        who=author.who,
-        via=author.via,
-        action=action,
-        flag=flag_id,
-        old=None,
-        new=None,
-        reason=author.reason,
-        outcome="refused",
-        revision=revision,
-        detail=detail,
-        prev=prev,
-    )
+def _noted(author: Author, notes: Sequence[Note], revision: int, prev: str) -> list[AuditEntry]:
+    """The entries of notes."""
+    at, made = _now(), []
+    for note in notes:
+        entry = AuditEntry(
+            at=at,
+            who=author.who,
+            via=author.via,
+            action=note.action,
+            flag=note.flag,
+            old=note.old,
+            new=note.new,
+            reason=author.reason,
+            outcome=note.outcome,
+            revision=revision,
+            detail=note.detail,
+            prev=prev,
+            request=note.request,
+        )
+        prev = entry.hash
+        made.append(entry)
+    return made
 
 
 class FileStore:
@@ -229,15 +272,43 @@ class FileStore:
         except OverrideError:
             return _folded(OverrideSet(), self.history())
 
-    def commit(self, action: str, author: Author, edit: Edit, *, off_only: bool = False) -> list[AuditEntry]:
+    def commit(
+        self,
+        action: str,
+        author: Author,
+        edit: Edit,
+        *,
+        off_only: bool = False,
+        detail: str = "",
+        request: str = "",
+    ) -> list[AuditEntry]:
         """Makes a change, alone: audit first, then state (see FlagStore)."""
         with self._locked():
             last = self._mend_audit()
             state = self._rolled_forward(last)
-            new, made = _next(state, action, author, edit, line_hash(last) if last else GENESIS)
+            new, made = _next(state, action, author, edit, _hash_of(last), detail=detail, request=request)
             if made:
                 self._keep(b"".join(entry.to_line() for entry in made), new, off_only=off_only)
             self._keep_reserve()
+            return made
+
+    def note(
+        self, author: Author, make: Callable[[], Sequence[Note]], done: Callable[[], None] = lambda: None
+    ) -> list[AuditEntry]:
+        """Notes something in the audit that changes no override (see FlagStore)."""
+        with self._locked():
+            notes = make()
+            if notes:
+                last = self._mend_audit()
+                state = self._rolled_forward(last)
+                if not self._overrides.exists():
+                    # an audit without state is taken for a state that was lost
+                    self._write(lambda: write_file(self._overrides, state.to_bytes()), off_only=False)
+                made = _noted(author, notes, state.revision, _hash_of(last))
+                self._write(lambda: self._append(b"".join(entry.to_line() for entry in made)), off_only=False)
+            else:
+                made = []
+            done()
             return made
 
     def recover(self) -> None:
@@ -260,17 +331,6 @@ class FileStore:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 64 * 1024))
             newest = max((entry.revision for entry in entries(file)), default=0)
         return newest > state.revision
-
-    def refuse(self, action: str, author: Author, flag_id: str, detail: str) -> None:
-        """Notes in the audit that a change was refused, as far as that is possible."""
-        with contextlib.suppress(StoreError, OSError), self._locked():
-            last = self._mend_audit()
-            prev = line_hash(last) if last else GENESIS
-            state = self._rolled_forward(last)
-            if not self._overrides.exists():
-                # an audit without state is taken for a state that was lost
-                write_file(self._overrides, state.to_bytes())
-            self._append(_refusal(action, author, flag_id, detail, state.revision, prev).to_line())
 
     def history(self) -> list[AuditEntry]:
         """The audit, oldest first."""
@@ -413,6 +473,10 @@ class FileStore:
                     os.close(descriptor)
 
 
+def _hash_of(last: bytes) -> str:
+    return line_hash(last) if last else GENESIS
+
+
 def _folded(state: OverrideSet, history: list[AuditEntry]) -> OverrideSet:
     overrides, revision = dict(state.overrides), state.revision
     for entry in history:
@@ -420,13 +484,8 @@ def _folded(state: OverrideSet, history: list[AuditEntry]) -> OverrideSet:
             revision = entry.revision
             overrides.pop(entry.flag, None)
             if entry.new is not None:
-                overrides[entry.flag] = _override(entry.new)
+                overrides[entry.flag] = Override.from_dict(entry.new)
     return OverrideSet(revision, MappingProxyType(overrides))
-
-
-def _override(values: Mapping[str, Any]) -> Override:
-    known = {name: values[name] for name in Override.__slots__ if name in values}
-    return Override(**known)
 
 
 def _is_alive(pid: int, started: str) -> bool:

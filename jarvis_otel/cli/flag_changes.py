@@ -6,49 +6,71 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from jarvis_flags.model import FlagDefinition, RolloutRule
-from jarvis_otel.admin.service import Outcome, OutcomeKind
-from jarvis_otel.admin.store import Author
+from jarvis_otel.admin.author import Author
+from jarvis_otel.admin.outcome import Outcome, OutcomeKind
+from jarvis_otel.admin.states import change_words, moment
 from jarvis_otel.cli.flag_session import DONE, NO, WRONG, FlagSession, add_command, author_of, print_json
-from jarvis_otel.terminal import printable
+from jarvis_otel.terminal import printable, table
 
 __all__ = ["add_change_parsers"]
 
+_FLAG, _LASTS = "flag", "lasts"
+_NO_KINDS = (OutcomeKind.NOT_FOUND, OutcomeKind.REFUSED, OutcomeKind.CONFLICT, OutcomeKind.NEEDS_APPROVAL)
+
 
 def add_change_parsers(parts: argparse._SubParsersAction[Any]) -> None:
-    """Adds enable, disable, toggle, rollout, reset, panic and create to `jarvis flags`."""
+    """Adds the commands that change flags to `jarvis flags`."""
     commands = (
-        ("enable", "turn a flag on", "DEXTER_ENABLED --reason 'go live' --yes", _enable),
+        ("enable", "turn a flag on", "DEXTER_ENABLED --reason 'go live' --yes", _enable, (_FLAG, _LASTS)),
         (
             "disable",
             "turn a flag off for everyone: the kill switch",
             "DEXTER_ENABLED --reason 'it sells low'",
             _disable,
+            (_FLAG, _LASTS),
         ),
-        ("toggle", "turn a flag on or off, whichever it is not", "NEW_UI --reason test", _toggle),
-        ("rollout", "set the percentage of users", "NEW_UI 25 --reason 'first quarter'", _rollout),
-        ("reset", "remove what was set at run time: the file decides", "NEW_UI --reason 'test is over'", _reset),
-        ("panic", "turn every dangerous flag off", "--reason 'market is closed'", _panic),
+        ("toggle", "turn a flag on or off, whichever it is not", "NEW_UI --reason test", _toggle, (_FLAG, _LASTS)),
+        ("rollout", "set the percentage of users", "NEW_UI 25 --reason 'first quarter'", _rollout, (_FLAG, _LASTS)),
+        ("reset", "remove what was set at run time: the file decides", "NEW_UI --reason done", _reset, (_FLAG,)),
+        ("revert", "set what was set at an earlier revision", "NEW_UI 12 --reason 'as on Monday'", _revert, (_FLAG,)),
+        ("promote", "write what was set at run time into the flag file", "NEW_UI --reason settled", _promote, (_FLAG,)),
+        ("panic", "turn every dangerous flag off", "--reason 'market is closed'", _panic, ()),
+        ("approve", "approve a change that somebody else asked for", "4f1c09a2be", _approve, ("request",)),
+        ("deny", "refuse a change that waits for approval", "4f1c09a2be --reason 'not today'", _deny, ("request",)),
     )
-    for name, summary, example, run in commands:
+    for name, summary, example, run, wants in commands:
         # off works where no flag file can be read, and what is refused then is refused by FlagAdmin
         parser = add_command(parts, name, summary, f"jarvis flags {name} {example}", run, needs_flags=False)
-        if name != "panic":
+        if _FLAG in wants:
             parser.add_argument("flag", metavar="FLAG")
-        if name in ("enable", "disable"):
+        if "request" in wants:
+            parser.add_argument("request", metavar="ID", help="as `jarvis flags approvals` lists it")
+        if name == "rollout":
+            parser.add_argument("percent", metavar="PCT", type=_percent, help="0 to 100, at most three decimals")
+        if name == "revert":
+            parser.add_argument(
+                "revision",
+                metavar="REVISION",
+                type=_revision,
+                help="as `jarvis flags history` shows it; 0: before all",
+            )
+        if _LASTS in wants:
             parser.add_argument(
                 "--for", dest="lasts", metavar="TIME", type=_duration, help="lapses by itself: 30m, 2h, 1d"
             )
         if name == "enable":
             parser.add_argument("--variant", metavar="V", help="the variant that everyone gets")
-        if name == "rollout":
-            parser.add_argument("percent", metavar="PCT", type=_percent, help="0 to 100, at most three decimals")
         parser.add_argument("--reason", metavar="TEXT", default="", help="why; goes to the audit")
         parser.add_argument("--by", metavar="WHO", help="who (default: the system's user and host)")
         parser.add_argument("--yes", action="store_true", help="confirms turning on a dangerous flag")
+
+    summary = "the changes that wait for another person"
+    add_command(parts, "approvals", summary, "jarvis flags approvals", _approvals, needs_flags=False)
 
     example = "jarvis flags create NEW_UI --name 'New UI' --owner ui-team --rollout 10"
     create = add_command(parts, "create", "write a new flag into the flag file", example, _create, needs_flags=False)
@@ -59,26 +81,41 @@ def add_change_parsers(parts: argparse._SubParsersAction[Any]) -> None:
     create.add_argument("--rollout", metavar="PCT", type=_percent, help="on for this percentage of users")
     create.add_argument("--enabled", action="store_true", help="on for everyone")
     create.add_argument("--dangerous", action="store_true", help="turning it on needs confirmation")
+    create.add_argument("--reason", metavar="TEXT", default="", help="why; goes to the audit")
+    create.add_argument("--by", metavar="WHO", help="who (default: the system's user and host)")
 
 
 def _finish(args: argparse.Namespace, outcome: Outcome) -> int:
     if args.format == "json":
         revision = outcome.entries[-1].revision if outcome.entries else None
-        print_json({"outcome": outcome.kind.value, "message": outcome.message, "revision": revision})
+        answer = {"outcome": outcome.kind.value, "message": outcome.message, "revision": revision}
+        if outcome.applied:
+            answer |= {"seen": outcome.seen, "running": outcome.running}
+        if outcome.request:
+            answer["request"] = outcome.request
+        print_json(answer)
     elif outcome.applied:
         print(printable(outcome.message))
     if outcome.applied:
         return DONE
     print(f"jarvis: {printable(outcome.message)}", file=sys.stderr)
-    return NO if outcome.kind in (OutcomeKind.NOT_FOUND, OutcomeKind.REFUSED) else WRONG
+    return NO if outcome.kind in _NO_KINDS else WRONG
 
 
 def _confirmed(
     flags: FlagSession, args: argparse.Namespace, action: str, change: Callable[[Author, bool], Outcome]
 ) -> int:
-    """A change that may need to be confirmed: by --yes, or at the prompt by typing the flag's name."""
-    author = author_of(args)
+    """A change that may need a reason and to be confirmed: by --reason and --yes, or at the prompt."""
+    author = author_of(flags, args)
     outcome = change(author, args.yes)
+    if outcome.kind is OutcomeKind.NEEDS_REASON:
+        if not sys.stdin.isatty():
+            flags.admin.decline(action, args.flag, author, "no reason was given")
+            print(f"jarvis: {outcome.message}: add --reason TEXT", file=sys.stderr)
+            return WRONG
+        print(f"{outcome.message}: ", end="", file=sys.stderr, flush=True)
+        author = replace(author, reason=sys.stdin.readline().strip())
+        outcome = change(author, args.yes)
     if outcome.kind is not OutcomeKind.NEEDS_CONFIRMATION:
         return _finish(args, outcome)
     if not sys.stdin.isatty():
@@ -95,30 +132,25 @@ def _confirmed(
 
 def _enable(flags: FlagSession, args: argparse.Namespace) -> int:
     def change(author: Author, yes: bool) -> Outcome:
-        variant = getattr(args, "variant", None)  # toggle has none
-        return flags.admin.enable(args.flag, author, confirmed=yes, lasts=_lasts(args), variant=variant)
+        return flags.admin.enable(args.flag, author, confirmed=yes, lasts=args.lasts, variant=args.variant)
 
     return _confirmed(flags, args, "enable", change)
 
 
 def _disable(flags: FlagSession, args: argparse.Namespace) -> int:
-    return _finish(args, flags.admin.disable(args.flag, author_of(args), lasts=_lasts(args)))
+    return _finish(args, flags.admin.disable(args.flag, author_of(flags, args), lasts=args.lasts))
 
 
 def _toggle(flags: FlagSession, args: argparse.Namespace) -> int:
-    snapshot = flags.snapshot
-    on = snapshot.evaluate(args.flag, snapshot.request()).on
-    override = snapshot.overrides.overrides.get(args.flag)
-    limited = flags.limit(args.flag) is not None
-    # a flag that is on for some is on: toggling it turns it off
-    if on or (limited and (override is None or override.state == "on")):
-        return _disable(flags, args)
-    return _enable(flags, args)
+    def change(author: Author, yes: bool) -> Outcome:
+        return flags.admin.toggle(args.flag, author, confirmed=yes, lasts=args.lasts)
+
+    return _confirmed(flags, args, "toggle", change)
 
 
 def _rollout(flags: FlagSession, args: argparse.Namespace) -> int:
     def change(author: Author, yes: bool) -> Outcome:
-        return flags.admin.rollout(args.flag, args.percent, author, confirmed=yes)
+        return flags.admin.rollout(args.flag, args.percent, author, confirmed=yes, lasts=args.lasts)
 
     return _confirmed(flags, args, "rollout", change)
 
@@ -127,14 +159,68 @@ def _reset(flags: FlagSession, args: argparse.Namespace) -> int:
     return _confirmed(flags, args, "reset", lambda author, yes: flags.admin.reset(args.flag, author, confirmed=yes))
 
 
+def _revert(flags: FlagSession, args: argparse.Namespace) -> int:
+    def change(author: Author, yes: bool) -> Outcome:
+        return flags.admin.revert(args.flag, args.revision, author, confirmed=yes)
+
+    return _confirmed(flags, args, "revert", change)
+
+
+def _promote(flags: FlagSession, args: argparse.Namespace) -> int:
+    return _finish(args, flags.admin.promote(args.flag, author_of(flags, args)))
+
+
+def _approve(flags: FlagSession, args: argparse.Namespace) -> int:
+    return _finish(args, flags.admin.approve(args.request, author_of(flags, args)))
+
+
+def _deny(flags: FlagSession, args: argparse.Namespace) -> int:
+    return _finish(args, flags.admin.deny(args.request, author_of(flags, args)))
+
+
+def _approvals(flags: FlagSession, args: argparse.Namespace) -> int:
+    waiting = flags.admin.requests()
+    if args.format == "json":
+        print_json(
+            [
+                {
+                    "request": request.id,
+                    "flag": request.entry.flag,
+                    "action": request.entry.action,
+                    "old": request.entry.old,
+                    "new": request.entry.new,
+                    "reason": request.entry.reason,
+                    "people": request.people,
+                    "wanted": request.wanted,
+                    "lapses_at": moment(request.lapses_at),
+                }
+                for request in waiting
+            ]
+        )
+    elif waiting:
+        rows = [
+            (
+                request.id,
+                request.entry.flag,
+                change_words(request.entry),
+                ", ".join(request.people),
+                f"{len(request.people)} of {request.wanted}",
+                moment(request.lapses_at),
+                request.entry.reason,
+            )
+            for request in waiting
+        ]
+        print("\n".join(table([("ID", "FLAG", "CHANGE", "FOR IT", "PEOPLE", "VOID AFTER", "WHY"), *rows])))
+    else:
+        print("jarvis: no change waits for approval", file=sys.stderr)
+    return DONE if waiting else NO
+
+
 def _panic(flags: FlagSession, args: argparse.Namespace) -> int:
-    return _finish(args, flags.admin.panic(author_of(args)))
+    return _finish(args, flags.admin.panic(author_of(flags, args)))
 
 
 def _create(flags: FlagSession, args: argparse.Namespace) -> int:
-    from jarvis_flags.edit import add_flag  # noqa: PLC0415 - only where a file is written
-
-    path = flags.settings.flags.flags_file
     definition = FlagDefinition(
         id=args.flag,
         name=args.name or "",
@@ -148,21 +234,11 @@ def _create(flags: FlagSession, args: argparse.Namespace) -> int:
         dangerous=args.dangerous,
         created_at=datetime.now(UTC).strftime("%Y-%m-%d"),
     )
-    try:
-        add_flag(path, definition)
-    except (ValueError, OSError) as error:
-        print(f"jarvis flags create: {error}", file=sys.stderr)
-        return WRONG
-    if args.format == "json":
-        print_json({"flag": args.flag, "file": str(path)})
-    else:
-        print(f"{printable(args.flag)} was written into {path}")
-    return DONE
-
-
-def _lasts(args: argparse.Namespace) -> float | None:
-    lasts: float | None = getattr(args, "lasts", None)  # toggle has none
-    return lasts
+    outcome = flags.admin.create(definition, author_of(flags, args))
+    if args.format == "json" and outcome.applied:
+        print_json({"flag": args.flag, "file": str(flags.settings.flags.flags_file)})
+        return DONE
+    return _finish(args, outcome)
 
 
 def _duration(text: str) -> float:
@@ -170,6 +246,12 @@ def _duration(text: str) -> float:
     if found is None:
         raise argparse.ArgumentTypeError(f"got {text!r}, want a time such as 30m, 2h or 1d")
     return int(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
+def _revision(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"got {text!r}, want the number of a revision")
+    return int(text)
 
 
 def _percent(text: str) -> float:

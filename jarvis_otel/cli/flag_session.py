@@ -16,8 +16,9 @@ from jarvis_flags.snapshot import Snapshot
 from jarvis_flags.source import FileSource
 from jarvis_flags.tree import load_tree, plain
 from jarvis_otel.admin.audit import AuditEntry
+from jarvis_otel.admin.author import Author, Role
 from jarvis_otel.admin.service import FlagAdmin
-from jarvis_otel.admin.store import Author, FileStore, StoreError
+from jarvis_otel.admin.store import FileStore, StoreError
 from jarvis_otel.settings import Settings
 
 __all__ = ["DONE", "NO", "WRONG", "FlagSession", "Run", "add_command", "author_of", "print_json", "value_of"]
@@ -42,20 +43,13 @@ class FlagSession:
         self.store.recover()
         self.source = FileSource(settings.flags)
         self.told: list[AuditEntry] = []
-        self.admin = FlagAdmin(self.source, self.store, tell=self.told.append)
+        self.admin = FlagAdmin(self.source, self.store, tell=self.told.append, reason_always=settings.reason_always)
+        self.admin.note_file()
 
     @property
     def snapshot(self) -> Snapshot:
         """All flags."""
         return self.source.snapshot
-
-    def limit(self, flag_id: str) -> float | None:
-        """The percentage of users that a flag is limited to, or None."""
-        override = self.snapshot.overrides.overrides.get(flag_id)
-        if override is not None and override.percentage is not None:
-            return override.percentage
-        definition = self.snapshot.definitions.get(flag_id)
-        return None if definition is None else definition.percentage
 
     def unusable(self) -> str | None:
         """Why there are no flags at all, if so."""
@@ -148,15 +142,19 @@ def print_json(value: Any) -> None:
     sys.stdout.buffer.flush()
 
 
-def author_of(args: argparse.Namespace) -> Author:
-    """Who changes something: as --by says, else the user and host of the system."""
-    if args.by:
-        return Author(args.by, "cli", args.reason)
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):  # a container may run as a user without a name
-        user = "unknown"
-    return Author(f"{user}@{socket.gethostname()}", "cli", args.reason)
+def author_of(flags: FlagSession, args: argparse.Namespace) -> Author:
+    """Who changes something: as --by says, else the user and host of the system.
+
+    Whoever can run this can write the files too, so they are an admin unless the settings give them another role.
+    """
+    who = args.by
+    if not who:
+        try:
+            user = getpass.getuser()
+        except (OSError, KeyError):  # a container may run as a user without a name
+            user = "unknown"
+        who = f"{user}@{socket.gethostname()}"
+    return Author(who, "cli", args.reason, flags.settings.roles.get(who, Role.ADMIN))
 
 
 def value_of(text: str) -> Any:

@@ -21,6 +21,7 @@ from jarvis_flags.parse import parse_flags
 from jarvis_flags.schedule import parse_moment
 from jarvis_flags.snapshot import Snapshot, build_snapshot
 from jarvis_flags.tree import load_tree
+from jarvis_otel.admin.states import limit
 from jarvis_otel.cli.flag_session import DONE, NO, WRONG, FlagSession, add_command, print_json
 from jarvis_otel.terminal import printable, table
 
@@ -174,7 +175,7 @@ def _settled_since(flags: FlagSession, definition: FlagDefinition) -> datetime |
     """Since when a flag has given everyone the same on, as far as file and audit tell; None where it does not."""
     snapshot = flags.snapshot
     flag = snapshot.flag(definition.id)
-    whole = flags.limit(definition.id) == 100
+    whole = limit(flags.snapshot, definition.id) == 100
     if flag is None or not (whole or (flag.constant is not None and flag.constant.on)):
         return None
     changes = [datetime.fromisoformat(entry.at) for entry in flags.admin.history(definition.id) if entry.new]

@@ -10,9 +10,9 @@ from typing import Any
 from jarvis_flags.evaluate import CALLERS_DEFAULT, Evaluation
 from jarvis_flags.hints import did_you_mean
 from jarvis_flags.model import EvaluationContext
-from jarvis_flags.parse import pin_name
 from jarvis_flags.tree import plain
 from jarvis_otel.admin.audit import AuditEntry, verify
+from jarvis_otel.admin.states import change_words, flag_states
 from jarvis_otel.admin.store import StoreError
 from jarvis_otel.cli.flag_changes import add_change_parsers
 from jarvis_otel.cli.flag_exchange import add_flagd_parsers
@@ -70,69 +70,33 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     lint.add_argument("--code", metavar="DIR", type=Path, help="also code in which a dangerous flag is on by default")
 
 
-def _state(flags: FlagSession, flag_id: str) -> dict[str, Any]:
-    """A flag's definition and where it stands."""
-    snapshot = flags.snapshot
-    definition, bad = snapshot.definitions.get(flag_id), snapshot.bad.get(flag_id)
-    override = snapshot.overrides.overrides.get(flag_id)
-    result, _ = snapshot.explain(flag_id, snapshot.request())
-    percentage = flags.limit(flag_id)
-    state = "on" if result.on else "off"
-    decided_for_all = "override" in result.metadata and "rule" not in result.metadata
-    if percentage is not None and not decided_for_all and (not result.on or "rule" in result.metadata):
-        state = f"{percentage:g} %"
-    if definition is not None and definition.variants is not None and result.variant is not None:
-        state = result.variant
-    return {
-        "flag": flag_id,
-        "state": state,
-        "value": None if result.value is CALLERS_DEFAULT else result.value,
-        "variant": result.variant,
-        "reason": result.reason.value,
-        "percentage": percentage,
-        "override": override and override.to_dict(),
-        "pin": snapshot.pins.get(pin_name(flag_id)),
-        "problem": bad and bad.message,
-        **({"definition": definition.to_dict()} if definition is not None else {}),
-    }
-
-
-def _notes(state: dict[str, Any]) -> str:
-    definition = state.get("definition", {})
-    notes = ["dangerous"] if definition.get("dangerous") else []
-    if state["override"]:
-        notes.append(f"set {state['override']['state']} at run time by {state['override'].get('by', 'someone')}")
-    if state["pin"] is not None:
-        notes.append(f"pinned {pin_name(state['flag'])}={state['pin']}")
-    if state["problem"]:
-        notes.append("broken: see jarvis flags lint")
-    return ", ".join(notes)
-
-
 def _list(flags: FlagSession, args: argparse.Namespace) -> int:
     snapshot = flags.snapshot
-    ids = [
-        flag_id
-        for flag_id, definition in snapshot.definitions.items()
-        if args.category in (None, definition.category) and args.status in (None, definition.status)
+    anything = args.category is None and args.status is None
+    states = [
+        state
+        for state in flag_states(snapshot)
+        if anything
+        or (
+            state.definition is not None
+            and args.category in (None, state.definition.category)
+            and args.status in (None, state.definition.status)
+        )
     ]
-    if args.category is None and args.status is None:
-        ids += [flag_id for flag_id in snapshot.bad if flag_id not in ids]
-    states = [_state(flags, flag_id) for flag_id in ids]
     if snapshot.local_file is not None:
         print(f"jarvis: {snapshot.local_file} lies over the flag file", file=sys.stderr)
     if args.format == "json":
-        print_json(states)
+        print_json([state.to_dict() for state in states])
     elif states:
         rows = [
             (
-                s["flag"],
-                s["state"],
-                s.get("definition", {}).get("category", ""),
-                s.get("definition", {}).get("name", ""),
-                _notes(s),
+                state.flag,
+                state.state,
+                "" if state.definition is None else state.definition.category,
+                "" if state.definition is None else state.definition.name,
+                ", ".join(state.notes),
             )
-            for s in states
+            for state in states
         ]
         print("\n".join(table([("FLAG", f"IN {snapshot.environment.upper()}", "CATEGORY", "NAME", "NOTES"), *rows])))
     return DONE if states else NO
@@ -148,22 +112,23 @@ def _missing(flags: FlagSession, flag_id: str) -> bool:
 
 
 def _show(flags: FlagSession, args: argparse.Namespace) -> int:
-    if _missing(flags, args.flag):
+    state = flags.admin.state(args.flag)
+    if state is None:
+        _missing(flags, args.flag)
         return NO
-    state = _state(flags, args.flag)
     if args.format == "json":
-        print_json(state)
+        print_json(state.to_dict())
         return DONE
-    definition = state.get("definition", {})
-    print(f"{printable(args.flag)}  {state['state']} in {flags.snapshot.environment}  {_notes(state)}".rstrip())
-    for key, value in definition.items():
+    notes = ", ".join(state.notes)
+    print(printable(f"{args.flag}  {state.state} in {flags.snapshot.environment}  {notes}".rstrip()))
+    for key, value in ({} if state.definition is None else state.definition.to_dict()).items():
         if key == "rules":
             for rule in value:
                 print(f"  rule: {printable(', '.join(f'{name}: {plain(part)}' for name, part in rule.items()))}")
         else:
             print(f"  {key}: {printable(str(plain(value)))}")
-    if state["problem"]:
-        print(f"  problem: {printable(state['problem'])}")
+    if state.problem:
+        print(f"  problem: {printable(state.problem)}")
     return DONE
 
 
@@ -225,21 +190,8 @@ def _print_entries(found: list[AuditEntry], form: str) -> None:
     if form == "json":
         print_json([{**{name: getattr(e, name) for name in e.__slots__}, "hash": e.hash} for e in found])
     elif found:
-        rows = [(e.at, e.flag, e.action, _change(e), e.who, e.via, e.reason) for e in found]
-        print("\n".join(table([("WHEN", "FLAG", "ACTION", "CHANGE", "WHO", "VIA", "WHY"), *rows])))
-
-
-def _change(entry: AuditEntry) -> str:
-    if entry.outcome != "applied":
-        return f"refused: {entry.detail}"
-    old, new = (_override_words(values) for values in (entry.old, entry.new))
-    return f"{old} → {new}"
-
-
-def _override_words(values: Any) -> str:
-    if not values:
-        return "file"
-    return f"{values['state']} {values['percentage']:g} %" if "percentage" in values else str(values["state"])
+        rows = [(e.at, str(e.revision), e.flag, e.action, change_words(e), e.who, e.via, e.reason) for e in found]
+        print("\n".join(table([("WHEN", "REVISION", "FLAG", "ACTION", "CHANGE", "WHO", "VIA", "WHY"), *rows])))
 
 
 def _audit(flags: FlagSession, args: argparse.Namespace) -> int:

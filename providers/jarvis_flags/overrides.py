@@ -58,6 +58,11 @@ class Override:
         values = {name: getattr(self, name) for name in self.__slots__}
         return {name: value for name, value in values.items() if value not in (None, "")}
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Override:
+        """The override that `to_dict` wrote; what it does not know is passed over."""
+        return cls(**{name: values[name] for name in cls.__slots__ if name in values})
+
 
 @dataclass(frozen=True, slots=True)
 class OverrideSet:

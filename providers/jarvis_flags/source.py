@@ -244,6 +244,17 @@ class FileSource:
         self._subscribers.tell(Change(old, new, tuple(changed_flags(old, new))))
         return new
 
+    @property
+    def content_hash(self) -> str:
+        """A hash of the flag files' content that the definitions come from; empty where none could be used."""
+        return self._parsed_hash
+
+    def is_current(self) -> bool:
+        """Whether the flag files still have that content; also where they cannot be read, which changes nothing."""
+        content, unreadable = self._read(self.settings.flags_file)
+        local, _ = self._read(self._local_file)
+        return unreadable is not None or _content_hash(content, local) == self._parsed_hash
+
     def close(self) -> None:
         """Ends watching; the last snapshot stays."""
         self._watcher.stop()
@@ -273,10 +284,9 @@ class FileSource:
         problems: list[Problem] = []
         content, unreadable = self._read(settings.flags_file)
         local, _ = self._read(self._local_file)
-        whole = b"\0".join([content or b"", local or b""])
         if unreadable is not None:
             problems.append(unreadable)
-        digest = hashlib.sha256(whole).hexdigest()
+        digest = _content_hash(content, local)
         if unreadable is None and digest != self._parsed_hash:
             parsed = self._parse(content or b"", local, problems)
             if parsed is not None:
@@ -495,6 +505,10 @@ def _standing(overrides: OverrideSet) -> OverrideSet:
     now = time.time()
     standing = {k: o for k, o in overrides.overrides.items() if o.expires_at is None or o.expires_at > now}
     return OverrideSet(overrides.revision, MappingProxyType(standing))
+
+
+def _content_hash(content: bytes | None, local: bytes | None) -> str:
+    return hashlib.sha256(b"\0".join([content or b"", local or b""])).hexdigest()
 
 
 def _version(*parts: bytes) -> str:

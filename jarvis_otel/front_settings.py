@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import urlsplit
 
 from jarvis_flags.settings import SettingsSource
 from jarvis_otel.admin.author import Role
 
-__all__ = ["ALERTS", "FRONT_KEYS", "AlertSettings", "TelegramSettings", "WebSettings", "read_fronts"]
+__all__ = ["ALERTS", "FRONT_KEYS", "AlertSettings", "TelegramSettings", "WebSettings", "is_http_url", "read_fronts"]
 
 FRONT_KEYS = frozenset(
     {
@@ -39,7 +40,7 @@ FRONT_KEYS = frozenset(
     }
 )
 
-ALERTS = ("flag_changed", "flag_expiring", "error_rate", "collector")
+ALERTS = ("flag_changed", "approval", "flag_expiring", "error_rate", "collector")
 """What may be told of by itself."""
 
 _TELEGRAM_API = "https://api.telegram.org/bot"
@@ -131,7 +132,7 @@ def read_fronts(source: SettingsSource) -> dict[str, Any]:
         ),
         "alerts": AlertSettings(
             kinds=_alert_kinds(source),
-            webhooks=source.names("alert_webhooks"),
+            webhooks=_webhooks(source),
             telegram_chats=_ids(source, "alert_telegram_chats"),
             expiring_days=source.number("alert_expiring_days", AlertSettings.expiring_days, 0, 365),
             error_rate=source.number("alert_error_rate", AlertSettings.error_rate, 0, 1),
@@ -190,6 +191,29 @@ def _web_tokens(source: SettingsSource) -> Mapping[str, tuple[str, Role]]:
                 "which `jarvis web --new-token` makes"
             )
     return MappingProxyType(tokens)
+
+
+def is_http_url(text: str) -> bool:
+    """Whether a text is the URL of something that speaks HTTP.
+
+    Args:
+        text: Any text.
+    """
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return usable and text.isprintable() and " " not in text
+
+
+def _webhooks(source: SettingsSource) -> tuple[str, ...]:
+    urls = source.names("alert_webhooks")
+    for number, url in enumerate(urls, 1):
+        if not is_http_url(url):
+            # what it is may be a secret
+            source.problems.append(f"alert_webhooks: number {number} is no URL of http or https")
+    return tuple(filter(is_http_url, urls))
 
 
 def _alert_kinds(source: SettingsSource) -> frozenset[str]:

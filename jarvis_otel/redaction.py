@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from re import _constants as codes  # type: ignore[attr-defined]
 from re import _parser as sre  # type: ignore[attr-defined]
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan
@@ -30,6 +30,9 @@ from jarvis_otel.secrets import (
     secret_span,
 )
 
+if TYPE_CHECKING:
+    from jarvis_otel.settings import Settings
+
 __all__ = [
     "PATHS_MAX",
     "SHORTEST",
@@ -39,6 +42,7 @@ __all__ = [
     "compile_keys",
     "compile_patterns",
     "pseudonym",
+    "redactor_of",
 ]
 
 SHORTEST = 8
@@ -471,6 +475,13 @@ class Unredacted(Redactor):
     def scrub(self, value: Any, name: str = "", path: str = "", found: list[str] | None = None) -> Any:  # noqa: ARG002
         """The value."""
         return value
+
+
+def redactor_of(settings: Settings) -> Redactor:
+    """What takes secrets out as the settings say; one that finds none where they want none taken out."""
+    if not settings.redact:
+        return Unredacted(hmac_key=settings.hmac_key)
+    return Redactor(settings.redact_keys, settings.redact_patterns, settings.redact_allow, settings.hmac_key)
 
 
 @functools.lru_cache(maxsize=4_096)

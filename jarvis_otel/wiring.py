@@ -25,7 +25,7 @@ from jarvis_otel.live import follow_settings
 from jarvis_otel.logger import report_uncaught, report_warning
 from jarvis_otel.manager import FeatureFlagManager
 from jarvis_otel.propagation import continue_operation, guard_baggage
-from jarvis_otel.redaction import Redactor, Unredacted
+from jarvis_otel.redaction import redactor_of
 from jarvis_otel.runtime import RUNTIME
 from jarvis_otel.settings import Settings
 from jarvis_otel.uncaught import capture_warnings, install_uncaught
@@ -54,7 +54,7 @@ class Wiring:
         manager.use(settings.flags, service=service, service_flags=settings.service_flags)
         RUNTIME.declared_flags, RUNTIME.flag_source = manager.declared, manager.source
         self._undo.append(manager.close)
-        RUNTIME.redactor = _redactor(settings)
+        RUNTIME.redactor = redactor_of(settings)
         resource = _resource(found, service, environment=manager.source.snapshot.environment)
 
         self._undo += [
@@ -121,12 +121,6 @@ class Wiring:
             logs(timeout)
         if spans.is_alive():
             spans.join(max(0.0, deadline - time.monotonic()))
-
-
-def _redactor(settings: Settings) -> Redactor:
-    if not settings.redact:
-        return Unredacted(hmac_key=settings.hmac_key)
-    return Redactor(settings.redact_keys, settings.redact_patterns, settings.redact_allow, settings.hmac_key)
 
 
 def _service(found: Resource, named: str | None) -> str:

@@ -19,7 +19,7 @@ from jarvis_otel.admin.audit import verify
 from jarvis_otel.admin.author import Author
 from jarvis_otel.admin.outcome import OutcomeKind
 from jarvis_otel.admin.service import FlagAdmin
-from jarvis_otel.admin.store import FileStore
+from jarvis_otel.admin.file_store import FileStore
 from tests.commands import jarvis
 
 ME = Author("ann", "cli", "because")
@@ -225,7 +225,7 @@ CHANGER = """
     from jarvis_flags.source import FileSource
     from jarvis_otel.admin.author import Author
     from jarvis_otel.admin.service import FlagAdmin
-    from jarvis_otel.admin.store import FileStore
+    from jarvis_otel.admin.file_store import FileStore
     settings = FlagSettings.load()
     admin = FlagAdmin(FileSource(settings), FileStore(settings.flags_state_dir), seen_wait=0)
     author = Author(sys.argv[1], "api")

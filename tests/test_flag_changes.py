@@ -19,7 +19,7 @@ from jarvis_otel.admin.audit import verify
 from jarvis_otel.admin.author import Author, Role
 from jarvis_otel.admin.outcome import OutcomeKind
 from jarvis_otel.admin.service import FlagAdmin
-from jarvis_otel.admin.store import FileStore
+from jarvis_otel.admin.file_store import FileStore
 from tests.commands import jarvis
 
 ANN, BOB, EVE = (Author(who, "cli", f"{who} wants it") for who in ("ann", "bob", "eve"))
@@ -371,7 +371,7 @@ def test_many_who_change_flags_at_once_lose_nothing_and_every_refusal_is_explain
         from jarvis_flags.source import FileSource
         from jarvis_otel.admin.author import Author
         from jarvis_otel.admin.service import FlagAdmin
-        from jarvis_otel.admin.store import FileStore
+        from jarvis_otel.admin.file_store import FileStore
         settings = FlagSettings.load()
         admin = FlagAdmin(FileSource(settings), FileStore(settings.flags_state_dir), seen_wait=0)
         who, times = sys.argv[1], int(sys.argv[2])

@@ -28,7 +28,8 @@ class AuditEntry:
         old, new: The flag's override before and after, as the override file writes it, or where the outcome is
             `written` its fields in the flag file; None is none.
         reason: Why, in the words of who did it.
-        outcome: `applied`; `refused`, with why in `detail`; `requested` and `approved` where it takes more than one
+        outcome: `applied`; `pending` where it is off on one machine only, which the audit gets when the store that all
+            share answers; `refused`, with why in `detail`; `requested` and `approved` where it takes more than one
             person; `written` where the flag file changed.
         revision: The revision that the change made, or at which nothing changed.
         detail: Why it was refused, or what is to be said further.

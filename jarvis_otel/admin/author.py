@@ -29,16 +29,18 @@ class Author:
         via: The front end: cli, telegram, web, api (a Python program), file.
         reason: Why.
         role: What they may do; the front end knows.
+        only_off: Why they may turn nothing on at the moment, such as an old command; empty where they may.
     """
 
     who: str
     via: str
     reason: str = ""
     role: Role = Role.ADMIN
+    only_off: str = ""
 
     def __post_init__(self) -> None:
         # whatever it holds, it must never keep a flag from being turned off
-        for name in ("who", "via", "reason"):
+        for name in ("who", "via", "reason", "only_off"):
             object.__setattr__(self, name, storable(getattr(self, name)))
 
 

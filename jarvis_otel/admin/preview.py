@@ -37,6 +37,16 @@ class Moves:
     goes_out: int
     moved: tuple[tuple[str, str, str], ...]
 
+    @property
+    def names(self) -> list[str]:
+        """All that somebody gets now or then."""
+        return sorted({*self.now, *self.then})
+
+    def share(self, counts: Mapping[str, int], name: str) -> str:
+        """How many get something, in words."""
+        count = counts.get(name, 0)
+        return f"{count} ({100 * count / self.users:.1f} %)" if count else "0"
+
 
 def sample_users(number: int) -> Iterable[str]:
     """Ids of so many made-up users, the same each time: user0, user1, …"""

@@ -162,7 +162,9 @@ class FlagAdmin:
             return Override("on", percentage=_percentage(override), variant=variant, expires_at=_moment(lasts))
 
         def words() -> str:
-            return f"{flag_id} gives {variant} to everyone" if variant else self._enabled_words(flag_id, flag)
+            if variant:
+                return f"{flag_id} gives {variant} to everyone{_until(self._override(flag_id))}"
+            return self._enabled_words(flag_id, flag)
 
         return self._turn_on("enable", flag_id, author, change, words, confirmed=confirmed, expected=expected)
 
@@ -184,7 +186,7 @@ class FlagAdmin:
         def change(override: Override | None) -> Override:
             return Override("off", percentage=_percentage(override), expires_at=_moment(lasts))
 
-        return self._turn_off("disable", flag_id, author, change, lambda: words)
+        return self._turn_off("disable", flag_id, author, change, lambda: words + _until(self._override(flag_id)))
 
     def toggle(
         self,
@@ -197,8 +199,7 @@ class FlagAdmin:
     ) -> Outcome:
         """Turns a flag off that is on for somebody, and on otherwise; the arguments are those of `enable`."""
         state = self.state(storable(flag_id))
-        limited_on = state is not None and state.percentage is not None and not _is_off(state.override)
-        if state is not None and (state.on or limited_on):
+        if state is not None and state.toggles_off:
             return self.disable(flag_id, author, lasts=lasts)
         return self.enable(flag_id, author, confirmed=confirmed, lasts=lasts, expected=expected)
 
@@ -234,25 +235,22 @@ class FlagAdmin:
             return self._refuse("rollout", flag_id, author, why)
 
         def words() -> str:
-            return f"{flag_id} is on for {percent:g} % of users"
+            return f"{flag_id} is on for {percent:g} % of users{_until(self._override(flag_id))}"
+
+        def change(_: Override | None) -> Override:
+            return Override("on", percentage=percent, expires_at=_moment(lasts))
+
+        def set_it() -> Outcome:
+            return self._turn_on("rollout", flag_id, author, change, words, confirmed=confirmed, expected=expected)
+
+        def lower(override: Override | None) -> Override:
+            if flag is None or not _lowers(flag, override, percent):
+                raise _ConflictError
+            return change(override)
 
         if flag is not None and _lowers(flag, self._override(flag_id), percent):
-
-            def lower(override: Override | None) -> Override:
-                if not _lowers(flag, override, percent):
-                    raise _ConflictError
-                return Override("on", percentage=percent, expires_at=_moment(lasts))
-
-            return self._turn_off("rollout", flag_id, author, lower, words)
-        return self._turn_on(
-            "rollout",
-            flag_id,
-            author,
-            lambda _: Override("on", percentage=percent, expires_at=_moment(lasts)),
-            words,
-            confirmed=confirmed,
-            expected=expected,
-        )
+            return self._turn_off("rollout", flag_id, author, lower, words, otherwise=set_it)
+        return set_it()
 
     def reset(self, flag_id: str, author: Author, *, confirmed: bool = False, expected: str | None = None) -> Outcome:
         """Removes what was set at run time: the file decides again.
@@ -461,7 +459,9 @@ class FlagAdmin:
         try:
             add_flag(file, definition)
         except (ValueError, OSError) as error:
-            return Outcome(OutcomeKind.INVALID, str(error))
+            return self._refuse(
+                "create", definition.id, author, f"{definition.id} was not created: {error}", OutcomeKind.INVALID
+            )
         self._source.reload()
         made = self._edits().note(author, "create")
         return Outcome(OutcomeKind.APPLIED, f"{definition.id} was written into {file}", tuple(made))
@@ -550,16 +550,23 @@ class FlagAdmin:
         return self._commit(action, author, edit, words, flag_id=flag_id)
 
     def _turn_off(
-        self, action: str, flag_id: str, author: Author, change: _Change, words: Callable[[], str]
+        self,
+        action: str,
+        flag_id: str,
+        author: Author,
+        change: _Change,
+        words: Callable[[], str],
+        *,
+        otherwise: Callable[[], Outcome] | None = None,
     ) -> Outcome:
-        """Makes a change that can turn nothing on."""
+        """Makes a change that can turn nothing on; `otherwise` takes over where by now it can."""
         if author.role is Role.VIEWER:
             return self._refuse(action, flag_id, author, _NOT_FOR_VIEWERS)
 
         def edit(state: OverrideSet) -> Mapping[str, Override | None]:
             return {flag_id: change(state.overrides.get(flag_id))}
 
-        return self._commit(action, author, edit, words, flag_id=flag_id, off_only=True)
+        return self._commit(action, author, edit, words, flag_id=flag_id, off_only=True, otherwise=otherwise)
 
     def _restore(
         self,
@@ -577,6 +584,11 @@ class FlagAdmin:
             said = "the file decides again" if override is None else override_words(override.to_dict())
             return f"{flag_id}: {said}"
 
+        def set_it() -> Outcome:
+            return self._turn_on(
+                action, flag_id, author, lambda _: override, words, confirmed=confirmed, expected=expected
+            )
+
         def stays_on(old: Override | None) -> Override | None:
             if not _is_plain_on(old):
                 raise _ConflictError
@@ -586,8 +598,8 @@ class FlagAdmin:
             return self._turn_off(action, flag_id, author, lambda _: override, words)
         if override is None and _is_plain_on(self._override(flag_id)):
             # whoever is on by the file stays on, and nobody else is turned on
-            return self._turn_off(action, flag_id, author, stays_on, words)
-        return self._turn_on(action, flag_id, author, lambda _: override, words, confirmed=confirmed, expected=expected)
+            return self._turn_off(action, flag_id, author, stays_on, words, otherwise=set_it)
+        return set_it()
 
     def _stop(
         self, action: str, flag_id: str, author: Author, *, confirmed: bool, expected: str | None = None
@@ -599,6 +611,8 @@ class FlagAdmin:
             return self._not_found(action, flag_id, author)
         if author.role is Role.VIEWER:
             return self._refuse(action, flag_id, author, _NOT_FOR_VIEWERS)
+        if author.only_off:
+            return self._refuse(action, flag_id, author, f"{flag_id} was not turned on: {author.only_off}")
         if bad is not None and (flag is None or bad.dangerous):
             why = f"{flag_id} cannot be turned on while its definition is broken: {bad.message}"
             return self._refuse(action, flag_id, author, why)
@@ -656,9 +670,8 @@ class FlagAdmin:
         limit = _percentage(override)
         if limit is None and flag is not None:
             limit = flag.percentage
-        until = "" if override is None or override.expires_at is None else f" until {moment(override.expires_at)}"
         who = "on for everyone" if limit is None else f"on, still limited to {limit:g} %"
-        return f"{flag_id} is {who}{until}"
+        return f"{flag_id} is {who}{_until(override)}"
 
     def _commit(
         self,
@@ -671,26 +684,29 @@ class FlagAdmin:
         off_only: bool = False,
         detail: str = "",
         request: str = "",
+        otherwise: Callable[[], Outcome] | None = None,
     ) -> Outcome:
         try:
             made = self._store.commit(action, author, edit, off_only=off_only, detail=detail, request=request)
         except StoreError as error:
             return Outcome(OutcomeKind.UNAVAILABLE, str(error))
         except _ConflictError:
-            return self._conflict(action, flag_id, author)
+            return self._conflict(action, flag_id, author) if otherwise is None else otherwise()
         self._source.reload()
         message = words()
         for entry in made:
             self._tell(entry)
         if not made:
             return Outcome(OutcomeKind.APPLIED, message)
+        if made[0].outcome == "pending":
+            return Outcome(OutcomeKind.APPLIED, f"{message}; {made[0].detail}", tuple(made))
         seen, processes = self._wait_until_seen(made[-1].revision)
         if processes:
             message += f"; seen by {seen} of {len(processes)} running processes"
         changed = {entry.flag for entry in made}
         for process in processes:
             for pinned in sorted(changed & process.pins.keys()):
-                message += f"; {process.service} (pid {process.pid}) pins it: {pin_name(pinned)}={process.pins[pinned]}"
+                message += f"; {process.service} ({process.place}) pins it: {pin_name(pinned)}={process.pins[pinned]}"
         kind = OutcomeKind.APPLIED
         if not all(_is_off_entry(entry) for entry in made) and self._is_pinned(made, processes):
             kind = OutcomeKind.PINNED
@@ -710,7 +726,7 @@ class FlagAdmin:
             seen = sum(process.revision >= revision for process in processes)
             if seen == len(processes) or time.monotonic() >= deadline:
                 return seen, processes
-            time.sleep(0.005)
+            time.sleep(self._store.look_again_s)
 
 
 _NOT_FOR_VIEWERS = "viewers look at flags and change none"
@@ -722,6 +738,10 @@ def _percentage(override: Override | None) -> float | None:
 
 def _moment(lasts: float | None) -> float | None:
     return None if lasts is None else time.time() + lasts
+
+
+def _until(override: Override | None) -> str:
+    return "" if override is None or override.expires_at is None else f" until {moment(override.expires_at)}"
 
 
 def _is_split(rule: RolloutRule) -> bool:

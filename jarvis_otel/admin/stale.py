@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from jarvis_flags.schedule import parse_moment
 from jarvis_flags.snapshot import Snapshot
 from jarvis_otel.admin.audit import AuditEntry
+from jarvis_otel.admin.states import limit
 
 __all__ = ["STALE_DAYS", "last_changes", "stale_reasons"]
 
@@ -48,10 +49,8 @@ def stale_reasons(
 
 def _settled_since(snapshot: Snapshot, flag_id: str, changed: Mapping[str, datetime]) -> datetime | None:
     """Since when a flag has given everyone the same on, as far as file and audit tell; None where it does not."""
-    definition, override = snapshot.definitions[flag_id], snapshot.overrides.overrides.get(flag_id)
-    percentage = definition.percentage if override is None or override.percentage is None else override.percentage
-    flag = snapshot.flag(flag_id)
-    if flag is None or not (percentage == 100 or (flag.constant is not None and flag.constant.on)):
+    definition, flag = snapshot.definitions[flag_id], snapshot.flag(flag_id)
+    if flag is None or not (limit(snapshot, flag_id) == 100 or (flag.constant is not None and flag.constant.on)):
         return None
     if flag_id in changed:
         return changed[flag_id]

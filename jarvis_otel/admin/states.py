@@ -87,6 +87,12 @@ class FlagState:
     version: str
 
     @property
+    def toggles_off(self) -> bool:
+        """Whether to toggle it turns it off: it is on for somebody, or may be, within its percentage."""
+        limited = self.percentage is not None and (self.override is None or self.override.state != "off")
+        return self.on or limited
+
+    @property
     def notes(self) -> list[str]:
         """What is to be said beside its state, each in a few words."""
         notes = ["dangerous"] if self.definition is not None and self.definition.dangerous else []
@@ -201,6 +207,8 @@ def rule_words(rule: RolloutRule) -> str:
 
 def change_words(entry: AuditEntry) -> str:
     """What an entry of the audit says of the flag, in a few words."""
+    if entry.action == "login":
+        return entry.outcome
     if entry.outcome == "refused":
         return f"refused: {entry.detail}"
     if entry.outcome == "written":
@@ -210,7 +218,7 @@ def change_words(entry: AuditEntry) -> str:
         return f"asked for: {words}"
     if entry.outcome == "approved":
         return f"approved: {words}"
-    return words
+    return f"{words} ({entry.detail})" if entry.detail else words
 
 
 def override_words(values: Mapping[str, Any] | None) -> str:

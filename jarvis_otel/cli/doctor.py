@@ -38,7 +38,7 @@ class Finding(NamedTuple):
     """What was looked at, and how it is.
 
     Attributes:
-        what: settings, flags, collector, spool, logs.
+        what: settings, flags, collector, spool, logs, alerts.
         state: ok, warning or problem.
         text: How it is.
         cure: What to do; empty where all is well.
@@ -72,10 +72,10 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints what was found; 0 where nothing is wrong, 1 otherwise."""
     settings = Settings.load()
-    findings = [*_settings(settings), *_flags(settings), *_collector(settings)]
+    findings = [*_settings(settings), *_flags(settings), *_etcd(settings), *_collector(settings)]
     if args.ship:
         findings.append(_ship(settings, args.timeout))
-    findings += [*_spool(settings), *_logs(settings)]
+    findings += [*_spool(settings), *_logs(settings), *_alerts(settings)]
     if args.format == "json":
         sys.stdout.write(orjson.dumps([finding._asdict() for finding in findings], option=orjson.OPT_INDENT_2).decode())
         print()
@@ -112,6 +112,14 @@ def _flags(settings: Settings) -> Iterator[Finding]:
             yield Finding("flags", "ok", f"{len(snapshot.definitions)} in {file}, environment {snapshot.environment}")
     finally:
         manager.close()
+
+
+def _etcd(settings: Settings) -> Iterator[Finding]:
+    if settings.flags.store == "etcd":
+        from jarvis_otel.etcd.cluster import cluster_findings  # noqa: PLC0415 - brings an HTTP client
+
+        for finding in cluster_findings(settings.flags.etcd):
+            yield Finding("etcd", *finding)
 
 
 def _collector(settings: Settings) -> Iterator[Finding]:
@@ -177,6 +185,31 @@ def _logs(settings: Settings) -> Iterator[Finding]:
     if mixed:
         text = f"{directory}: lines of ours and of the real Collector in one file: {', '.join(mixed)}"
         yield Finding("logs", "warning", text, "they are read all the same, but two collectors write there: stop one")
+
+
+def _alerts(settings: Settings) -> Iterator[Finding]:
+    if not settings.alerts.kinds:
+        return
+    from jarvis_otel.alerts.service import is_on_duty, why_silent  # noqa: PLC0415
+    from jarvis_otel.alerts.state import read_status  # noqa: PLC0415
+
+    if why := why_silent(settings):
+        yield Finding("alerts", "problem", why)
+        return
+    if not is_on_duty(settings):
+        cure = "start jarvis alerts, or jarvis web or telegram, which do it too"
+        yield Finding("alerts", "warning", "no process tells of anything now", cure)
+    status = read_status(settings.flags.state_dir) or {}
+    for problem in status.get("problems", ()):
+        yield Finding("alerts", "warning", str(problem))
+    for sink in status.get("sinks", ()):
+        text = f"{sink['sink']}: {sink['alerts']:,} told, {sink['left_out']:,} of them only as a number"
+        text += f"; {sink['refused']:,} refused" if sink["refused"] else ""
+        if sink["problem"]:
+            cure = "set it right, then: jarvis alerts --test"
+            yield Finding("alerts", "problem", f"{text}; {sink['waiting']:,} wait: {sink['problem']}", cure)
+        else:
+            yield Finding("alerts", "ok", text)
 
 
 def _recent(directory: Path, stream: str) -> list[Path]:

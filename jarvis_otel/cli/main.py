@@ -13,7 +13,7 @@ from jarvis_otel.version import __version__
 
 __all__ = ["COMMANDS", "CommandParser", "main"]
 
-COMMANDS = ("collector", "demo", "doctor", "flags", "logs", "run")
+COMMANDS = ("alerts", "collector", "demo", "doctor", "flags", "logs", "run", "telegram", "up", "web")
 """Each is a module of this package with `add_parser(commands)`."""
 
 

@@ -5,23 +5,18 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from jarvis_flags.buckets import threshold
-from jarvis_flags.evaluate import result_name
-from jarvis_flags.model import EvaluationContext, FlagDefinition
-from jarvis_flags.overrides import Override, OverrideSet
+from jarvis_flags.overrides import Override
 from jarvis_flags.parse import parse_flags
-from jarvis_flags.schedule import parse_moment
 from jarvis_flags.snapshot import Snapshot, build_snapshot
 from jarvis_flags.tree import load_tree
-from jarvis_otel.admin.states import limit
+from jarvis_otel.admin.preview import moves, with_override
+from jarvis_otel.admin.stale import STALE_DAYS, last_changes, stale_reasons
 from jarvis_otel.cli.flag_session import DONE, NO, WRONG, FlagSession, add_command, print_json
 from jarvis_otel.terminal import printable, table
 
@@ -29,7 +24,6 @@ __all__ = ["add_study_parsers", "on_by_default"]
 
 USERS_MAX = 1_000_000
 SHOWN_MAX = 10
-STALE_DAYS = 30
 _CODE_BYTES_MAX = 4 * 1024 * 1024
 
 
@@ -68,28 +62,22 @@ def _simulate(flags: FlagSession, args: argparse.Namespace) -> int:
         words = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
         print(f"jarvis flags simulate: {words}", file=sys.stderr)
         return WRONG
-    now, then, moved = Counter[str](), Counter[str](), []
-    for user in users:
-        before, after = (_given(one, args, user) for one in (snapshot, proposed or snapshot))
-        now[before] += 1
-        then[after] += 1
-        if before != after:
-            moved.append({"user": user, "from": before, "to": after})
+    seen = moves(snapshot, proposed or snapshot, args.flag, users, args.env)
     if args.format == "json":
-        result: dict[str, Any] = {"flag": args.flag, "users": len(users), "now": dict(now)}
-        print_json({**result, "proposed": dict(then), "moved": moved} if proposed else result)
+        result: dict[str, Any] = {"flag": args.flag, "users": seen.users, "now": dict(seen.now)}
+        moved = [{"user": user, "from": before, "to": after} for user, before, after in seen.moved]
+        print_json({**result, "proposed": dict(seen.then), "moved": moved} if proposed else result)
         return DONE
     rows: list[tuple[str, ...]] = [("VARIANT", "NOW", "THEN") if proposed else ("VARIANT", "NOW")]
-    for variant in sorted({*now, *then}):
-        counts = [_share(now[variant], len(users))] + ([_share(then[variant], len(users))] if proposed else [])
-        rows.append((variant, *counts))
+    columns = (seen.now, seen.then) if proposed else (seen.now,)
+    rows += [(variant, *(seen.share(counts, variant) for counts in columns)) for variant in seen.names]
     print("\n".join(table(rows, texts=1)))
     if proposed:
-        print(f"{len(moved)} of {len(users)} users move")
-        for move in moved[:SHOWN_MAX]:
-            print(f"  {printable(move['user'])}: {move['from']} → {move['to']}")
-        if len(moved) > SHOWN_MAX:
-            print(f"  … and {len(moved) - SHOWN_MAX} more (--format json lists them)")
+        print(f"{len(seen.moved)} of {seen.users} users move")
+        for user, before, after in seen.moved[:SHOWN_MAX]:
+            print(f"  {printable(user)}: {before} → {after}")
+        if len(seen.moved) > SHOWN_MAX:
+            print(f"  … and {len(seen.moved) - SHOWN_MAX} more (--format json lists them)")
     return DONE
 
 
@@ -115,8 +103,7 @@ def _proposed(flags: FlagSession, args: argparse.Namespace) -> Snapshot | None:
         override = Override("on" if args.on else "off", percentage=standing.percentage if standing else None)
     else:
         return None
-    overrides = {**snapshot.overrides.overrides, args.flag: override}
-    return replace(snapshot, overrides=OverrideSet(0, MappingProxyType(overrides)), _compiled={})
+    return with_override(snapshot, args.flag, override)
 
 
 def _users(given: str) -> Iterator[str]:
@@ -133,15 +120,6 @@ def _users(given: str) -> Iterator[str]:
                 yield user
 
 
-def _given(snapshot: Snapshot, args: argparse.Namespace, user: str) -> str:
-    result = snapshot.evaluate(args.flag, snapshot.request(EvaluationContext(user, args.env)))
-    return result_name(result.variant, result.value, result.reason) or "the caller's default"
-
-
-def _share(count: int, total: int) -> str:
-    return f"{count} ({100 * count / total:.1f} %)" if total else "0"
-
-
 # --- stale ---
 
 
@@ -151,12 +129,10 @@ def _stale(flags: FlagSession, args: argparse.Namespace) -> int:
         return WRONG
     now = datetime.now(UTC)
     since = now - timedelta(days=args.days)
-    reasons: dict[str, list[str]] = {flag_id: [] for flag_id in flags.snapshot.definitions}
-    for flag_id, definition in flags.snapshot.definitions.items():
-        if definition.expires_at is not None and parse_moment(definition.expires_at) <= now.timestamp():
-            reasons[flag_id].append(f"expired on {definition.expires_at}")
-        if (settled := _settled_since(flags, definition)) is not None and settled <= since:
-            reasons[flag_id].append(f"the same for everyone since {settled:%Y-%m-%d}")
+    changed = last_changes(flags.admin.history())
+    reasons = {
+        flag_id: stale_reasons(flags.snapshot, flag_id, changed, now, since) for flag_id in flags.snapshot.definitions
+    }
     for flag_id, reason in _never_evaluated(flags, since):
         reasons[flag_id].append(reason)
     if args.code is not None:
@@ -169,23 +145,6 @@ def _stale(flags: FlagSession, args: argparse.Namespace) -> int:
         rows = [(flag_id, flags.snapshot.definitions[flag_id].owner, "; ".join(why)) for flag_id, why in found.items()]
         print("\n".join(table([("FLAG", "OWNER", "WHY"), *rows])))
     return DONE if found else NO
-
-
-def _settled_since(flags: FlagSession, definition: FlagDefinition) -> datetime | None:
-    """Since when a flag has given everyone the same on, as far as file and audit tell; None where it does not."""
-    snapshot = flags.snapshot
-    flag = snapshot.flag(definition.id)
-    whole = limit(flags.snapshot, definition.id) == 100
-    if flag is None or not (whole or (flag.constant is not None and flag.constant.on)):
-        return None
-    changes = [datetime.fromisoformat(entry.at) for entry in flags.admin.history(definition.id) if entry.new]
-    for text in (definition.updated_at, definition.created_at):
-        if not changes and text:
-            try:
-                return datetime.fromtimestamp(parse_moment(text), UTC)
-            except ValueError:
-                continue
-    return max(changes, default=None)
 
 
 def _never_evaluated(flags: FlagSession, since: datetime) -> Iterator[tuple[str, str]]:

@@ -25,6 +25,7 @@ COLLECTOR_KEYS = frozenset(
         "collector_tls_cert",
         "collector_tls_key",
         "collector_components",
+        "collector_index",
         "retention_plain_days",
         "retention_keep_days",
         "retention_max_total_bytes",
@@ -68,6 +69,7 @@ def read_collector(source: SettingsSource, state_dir: Path) -> dict[str, Any]:
         "collector_tls_cert": _file(source, "collector_tls_cert"),
         "collector_tls_key": _file(source, "collector_tls_key"),
         "collector_components": source.flag("collector_components"),
+        "collector_index": source.flag("collector_index", default=True),
         "retention": _retention(source),
         **_loki(source, state_dir),
     }

@@ -49,8 +49,6 @@ _KEYS = (
         "spool_max_bytes",
         "capture_warnings",
         "capture_exceptions",
-        "flags_store",
-        "etcd_endpoints",
     }
 )
 
@@ -114,6 +112,7 @@ class Settings:
         collector_tls_cert: File of its certificate chain (PEM); None is without TLS.
         collector_tls_key: File of the key to it.
         collector_components: Whether it writes each service's records once more to a file of its own.
+        collector_index: Whether it keeps the indexes of the day files, by which `jarvis logs` is quicker.
         retention: How long day files are kept.
         loki: Where records are forwarded to, if anywhere.
         loki_headers: Headers of each request to a Loki; `loki` has them too.
@@ -172,6 +171,7 @@ class Settings:
     collector_tls_cert: Path | None = None
     collector_tls_key: Path | None = None
     collector_components: bool = False
+    collector_index: bool = True
     retention: Retention = field(default_factory=Retention)
     loki: LokiTarget | None = None
     loki_headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False)

@@ -418,6 +418,26 @@ def test_no_control_or_direction_character_of_a_record_gets_out(jarvis, args):
     assert "end" in out + err
 
 
+@pytest.mark.parametrize("depth", [300, 1000])
+@pytest.mark.parametrize(
+    "args",
+    [
+        *(["query", "--format", form] for form in ("human", "json", "jsonl", "csv")),
+        *(["trace", "c", "--format", form] for form in ("human", "json")),
+        *(["stats", "--by", "context.x", "--format", form] for form in ("human", "json", "csv")),
+        ["errors", "--by", "message"],
+    ],
+    ids=" ".join,
+)
+def test_a_record_that_is_nested_deep_is_an_answer_like_others(jarvis, home, args, depth):
+    deep = orjson.dumps(record(1, "ERROR", "m", correlation_id="c", context={"x": 1}))
+    path = home / "logs" / "jarvis-2026-01-18.jsonl"
+    path.write_bytes(deep.replace(b'"x":1', b'"x":%s' % (b"[" * depth + b"]" * depth)) + b"\n")
+    code, out, _ = jarvis(*args)
+    assert code == 0
+    assert out
+
+
 JARVIS = (sys.executable, "-m", "jarvis_otel.cli.main")
 
 

@@ -71,7 +71,7 @@ def project(own_project, monkeypatch):
 
 def test_there_are_examples_of_everything():
     commands = {part for example in EXAMPLES for part in re.findall(r"jarvis logs (\w+)", example)}
-    assert {"query", "tail", "trace", "errors", "stats", "reproduce", "export", "sql"} <= commands
+    assert {"query", "tail", "trace", "errors", "stats", "reproduce", "export", "sql", "index"} <= commands
     assert {example.split()[0] for example in EXAMPLES} == {"jarvis", "jq", "duckdb", "lnav"}
 
 
@@ -93,7 +93,7 @@ def test_an_example_finds_something_as_it_is_written(project, example):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout or " -o " in example or "lnav -i" in example
-    told = re.sub(r"jarvis logs \w+: (from |\d+ records? to |NEW_UI: dangerous).*\n", "", done.stderr)
+    told = re.sub(r"jarvis logs \w+: (from |\d+ records? to |\d+ files, |NEW_UI: dangerous).*\n", "", done.stderr)
     assert "lnav" in example or told == ""
 
 

@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from jarvis_otel.cli.main import main
 from jarvis_otel.query import stats
 from jarvis_otel.query.chart import chart
+from jarvis_otel.query.counts import Question, counts_of
 from jarvis_otel.query.log_query import LogQuery
+from jarvis_otel.query.scan import Found
 from jarvis_otel.query.times import Interval
 from jarvis_otel.terminal import Paint
 
@@ -86,10 +88,12 @@ _RECORDS = st.lists(
 def counted_of(records, fields=(), width=None, *, times=None):
     """Records, or times of INFO records, counted."""
     found = (
-        ((one["timestamp"], one) for one in records) if times is None else ((text, {"level": "INFO"}) for text in times)
+        (Found(one["timestamp"], one, b"") for one in records)
+        if times is None
+        else (Found(text, {"level": "INFO"}, b"") for text in times)
     )
     precision = stats.precision_for(width)
-    return stats.count(stats.counts_of(found, fields, precision), fields, width, precision)
+    return stats.count(counts_of(found, Question(tuple(fields), precision)), fields, width, precision)
 
 
 def naive(value):

@@ -129,6 +129,14 @@ def test_the_newest_are_found_without_reading_the_others(peer):
     assert (matches.total, matches.counted, len(peer.asked)) == (4, False, 1)
 
 
+def test_records_of_a_loki_are_counted_too(peer):
+    peer.entries = [entry(number * 10**6, number) for number in range(2500)] + [entry(0, 1)]
+    counted = LogQuery(loki=LokiTarget(peer.url, Path())).counts(Criteria.of(since=START, until=NOW), [("service",)])
+    parts = list(counted)
+    assert sum(part.records for part in parts) == 2500
+    assert sum(sum(part.groups[0].values()) for part in parts) == 2500
+
+
 def test_loki_has_no_spans(peer):
     assert list(source(peer).records(SPANS, (), Interval())) == []
     assert peer.asked == []

@@ -220,6 +220,53 @@ def test_values_that_are_no_text_are_passed_over_by_the_index_alone(tmp_path):
     assert len(messages(tmp_path, until=START)) == len(odd) + 1
 
 
+_PARTS = st.builds(
+    "{}{}{}".format,
+    st.sampled_from(["level", "service", "correlation_id", "trace_id", "context.a"]),
+    st.sampled_from(["=", "=", "=", "!=", ">=", "<", "~="]),
+    st.sampled_from(["ERROR", "INFO", "a", "b", "odd", '"1"', "1", "null"]),
+)
+_WHERE = st.recursive(
+    _PARTS,
+    lambda inner: st.one_of(
+        st.builds("{} and {}".format, inner, inner),
+        st.builds("({} or {})".format, inner, inner),
+        st.builds("not ({})".format, inner),
+    ),
+    max_leaves=4,
+)
+_VALUES = st.sampled_from(["ERROR", "INFO", "a", "b", "odd", 1, None, True, ["a", "b"], ["ERROR", "INFO"], [["a"]], {}])
+_FIELDS = st.fixed_dictionaries(dict.fromkeys(["level", "service", "correlation_id", "trace_id"], _VALUES))
+
+
+@quick
+@given(st.lists(_FIELDS, max_size=12), _WHERE, st.sampled_from([{}, {"level": "ERROR"}, {"service": "a"}]))
+def test_an_expression_finds_the_same_with_and_without_an_index(records, where, more):
+    with tempfile.TemporaryDirectory() as directory:
+        path = day_file(directory, 18, [line("m", at, **fields) for at, fields in enumerate(records)])
+        before = found(directory, where=where, **more)
+        index_file(path, block_bytes=1)
+        assert found(directory, where=where, **more) == before
+
+
+def test_equality_in_an_expression_passes_blocks_over(tmp_path):
+    lines = [line("m", at, service=f"s{at}", correlation_id=f"c{at}") for at in range(50)]
+    path = day_file(tmp_path, 18, [*lines, line("e", 60, level="ERROR", service=["s1", "s2"])])
+    index_file(path, block_bytes=1)
+    size = path.stat().st_size
+    asked = [
+        "service=s7",
+        "correlation_id=c7 and context.a!=1",
+        "level=ERROR",
+        "level>INFO",
+        'trace_id="c7" and level=INFO',
+    ]
+    for where in asked:
+        assert bytes_read(path, where=where) < size / 10, where
+    assert bytes_read(path, where="not service=s7") == bytes_read(path, where="service=s7 or level=INFO") == size
+    assert messages(tmp_path, where="service=s1 and service=s2") == ["e"]
+
+
 def test_a_line_with_a_key_twice_is_found_by_what_it_finally_says(tmp_path):
     twice = line("m").replace(b'"level":"INFO"', b'"level":"INFO","level":"ERROR"')
     path = day_file(tmp_path, 18, [twice, line("n")])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
-__all__ = ["CollectorConfig", "CollectorError", "LokiTarget", "Retention", "is_loopback"]
+__all__ = ["CollectorConfig", "CollectorError", "IndexReport", "Indexer", "LokiTarget", "Retention", "is_loopback"]
 
 _MIB = 1024 * 1024
 _GB = 1_000_000_000
@@ -50,6 +51,22 @@ class LokiTarget:
     max_push: int = 1_500_000
 
 
+class IndexReport(NamedTuple):
+    """What bringing the indexes of a log directory up to date came to.
+
+    Attributes:
+        files: The day files of which something was newly indexed, by their path in the directory.
+        problems: What could not be done and why, a line each.
+    """
+
+    files: Sequence[str]
+    problems: Sequence[str]
+
+
+Indexer = Callable[[Path, Callable[[], bool]], IndexReport]
+"""Brings the indexes of a log directory up to date; told the directory and what to ask between blocks: True ends it."""
+
+
 @dataclass(frozen=True)
 class CollectorConfig:
     """Where a collector listens and writes, and its bounds. Times are in seconds, sizes in bytes.
@@ -67,6 +84,7 @@ class CollectorConfig:
         tls_key: File of its key (PEM).
         components: Whether each service's records are written once more to a file of its own.
         retention: How long files are kept; None leaves them alone.
+        index: What makes the indexes of the day files, after each pass of the retention; None leaves that to others.
         loki: Where records are forwarded to, if anywhere.
         version: Of the build, for /healthz and /metrics.
         max_body: A request's body as it is sent.
@@ -92,6 +110,7 @@ class CollectorConfig:
     tls_key: Path | None = None
     components: bool = False
     retention: Retention | None = None
+    index: Indexer | None = None
     loki: LokiTarget | None = None
     version: str = "unknown"
     max_body: int = 16 * _MIB

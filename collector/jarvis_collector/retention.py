@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from jarvis_collector import gzip_blocks
-from jarvis_collector.config import Retention
+from jarvis_collector.config import Indexer, Retention
 from jarvis_collector.layout import (
     ARCHIVE,
     COMPONENTS,
@@ -571,18 +571,21 @@ class Archivist:
     """The thread of a collector that keeps its directory within the retention.
 
     It makes a pass when it starts, after each UTC midnight, once an hour, and whenever there is too much or a problem
-    to try again; that it looks at every two minutes. It rests between blocks, so that the threads that receive and
-    write get on.
+    to try again; that it looks at every two minutes. After a pass the indexes are brought up to date. It rests between
+    blocks, so that the threads that receive and write get on.
 
     Args:
         log_dir: The directory of the day files.
         retention: See `retention`.
         log: Where it tells what it did.
         is_forwarded: Whether all of a plain day file has been forwarded.
+        index: See `index`.
         clock: Nanoseconds since 1970.
         interval: Seconds between two looks.
 
     Attributes:
+        index: What makes the indexes of the day files, from the next pass on; None where nothing does.
+        index_problem: What it could not do the last time, in a line; None where all is well.
         archived_files, purged_files, purged_unforwarded: Counts since the start.
         total_bytes: The size of all files at the last look.
         last_pass: When the last whole pass ended, in seconds since 1970; 0 before the first one.
@@ -596,9 +599,12 @@ class Archivist:
         log: OwnLog,
         *,
         is_forwarded: _Forwarded = lambda _: True,
+        index: Indexer | None = None,
         clock: Callable[[], int] = time.time_ns,
         interval: float = 120.0,
     ) -> None:
+        self.index = index
+        self.index_problem: str | None = None
         self.archived_files = 0
         self.purged_files = 0
         self.purged_unforwarded = 0
@@ -668,6 +674,26 @@ class Archivist:
             self._count(report)
             if report.finished:
                 self._day = day
+                self._bring_indexes_up_to_date()
+
+    def _bring_indexes_up_to_date(self) -> None:
+        """Only a help for who asks: what goes wrong here is told, and holds up nothing."""
+        if self.index is None:
+            return
+        problem = None
+        try:
+            files, problems = self.index(self._log_dir, partial(self._stopping.wait, _REST))
+            if files:
+                self._log.info(f"indexes: {len(files)} brought up to date", indexed=files)
+            if problems:
+                problem = f"{problems[0]}{f' (and {len(problems) - 1} more)' if len(problems) > 1 else ''}"
+        except OSError as error:
+            problem = f"{error.filename or self._log_dir}: {error.strerror or error}"
+        except Exception as error:  # the thread must live
+            problem = f"{type(error).__name__}: {error}"
+        if problem is not None and problem != self.index_problem:
+            self._log.warning(f"indexes: {problem}")
+        self.index_problem = problem
 
     def _count(self, report: Report) -> None:
         self.archived_files += len(report.archived)

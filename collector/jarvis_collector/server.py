@@ -244,9 +244,13 @@ class Collector:
         if new.retention is None:
             return
         if self._archivist is None:
-            self._archivist = Archivist(new.log_dir, new.retention, self._log, is_forwarded=self._is_forwarded)
+            self._archivist = Archivist(
+                new.log_dir, new.retention, self._log, is_forwarded=self._is_forwarded, index=new.index
+            )
             self._archivist.start()
-        elif self._archivist.retention != new.retention:
+            return
+        self._archivist.index = new.index
+        if self._archivist.retention != new.retention:
             self._archivist.retention = new.retention
 
     def _is_forwarded(self, path: Path) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from jarvis_collector.config import CollectorConfig, CollectorError, is_loopback
+from jarvis_collector.config import CollectorConfig, CollectorError, Indexer, is_loopback
 from jarvis_collector.own_log import OwnLog
 from jarvis_otel.otlp_client import OtlpClient
 from jarvis_otel.otlp_settings import DEFAULT_ENDPOINT
@@ -170,9 +170,16 @@ def _config(args: argparse.Namespace, settings: Settings) -> CollectorConfig:
         tls_key=settings.collector_tls_key,
         components=settings.collector_components,
         retention=settings.retention,
+        index=_indexer() if settings.collector_index else None,
         loki=settings.loki,
         version=__version__,
     )
+
+
+def _indexer() -> Indexer:
+    from jarvis_otel.query.index_build import bring_up_to_date  # noqa: PLC0415
+
+    return bring_up_to_date
 
 
 def _own_log(settings: Settings, ends: ExitStack) -> OwnLog:

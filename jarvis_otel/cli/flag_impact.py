@@ -6,18 +6,16 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jarvis_flags.hints import did_you_mean
-from jarvis_otel.admin.audit import AuditEntry
 from jarvis_otel.cli.flag_session import DONE, NO, WRONG, FlagSession, add_command, print_json
 from jarvis_otel.terminal import printable, table
 
 if TYPE_CHECKING:
-    from jarvis_otel.query.impact import Change, Estimate, Impact, VariantImpact
+    from jarvis_otel.query.impact import Impact, VariantImpact
     from jarvis_otel.query.log_query import LogQuery
     from jarvis_otel.query.times import Interval
 
@@ -51,6 +49,7 @@ def add_impact_parser(parts: argparse._SubParsersAction[Any]) -> None:
 
 def _impact(flags: FlagSession, args: argparse.Namespace) -> int:
     from jarvis_otel.query.errors import QueryError  # noqa: PLC0415 - only where the logs are asked
+    from jarvis_otel.query.impact_answer import audit_changes, baseline_of, impact_json  # noqa: PLC0415
     from jarvis_otel.query.output import Progress  # noqa: PLC0415
     from jarvis_otel.query.times import resolve_interval  # noqa: PLC0415
 
@@ -66,8 +65,8 @@ def _impact(flags: FlagSession, args: argparse.Namespace) -> int:
                 interval.since,
                 interval.until,
                 args.service,
-                baseline=_baseline(flags, args.flag),
-                changes=list(_changes(flags, args.flag, interval)),
+                baseline=baseline_of(flags.snapshot.definitions.get(args.flag)),
+                changes=audit_changes(flags.admin.history(args.flag), interval),
             )
     except QueryError as error:
         _talk(f"--{error.argument}: {error.problem}")
@@ -79,7 +78,7 @@ def _impact(flags: FlagSession, args: argparse.Namespace) -> int:
     if unreadable:
         _talk(f"{unreadable} {'line is no record' if unreadable == 1 else 'lines are no records'}, passed over")
     if args.format == "json":
-        print_json(_as_json(impact, interval))
+        print_json(impact_json(impact, interval))
     elif impact.variants:
         print("\n".join(_report(impact)))
     if impact.variants:
@@ -97,10 +96,11 @@ def _source(flags: FlagSession, args: argparse.Namespace) -> tuple[LogQuery, str
         QueryError: There is no such Loki.
     """
     from jarvis_otel.query.log_query import LogQuery  # noqa: PLC0415 - only where the logs are asked
+    from jarvis_otel.query.workers import processors  # noqa: PLC0415
 
     if args.loki is None:
         log_dir = args.dir or flags.settings.log_dir
-        return LogQuery(log_dir), printable(str(log_dir))
+        return LogQuery(log_dir, workers=processors()), printable(str(log_dir))
     from jarvis_otel.query.loki_source import asked_loki  # noqa: PLC0415 - most questions go to files
 
     target, note = asked_loki(args.loki, flags.settings)
@@ -110,36 +110,8 @@ def _source(flags: FlagSession, args: argparse.Namespace) -> tuple[LogQuery, str
     return LogQuery(loki=target), f"Loki at {target.url}"
 
 
-def _baseline(flags: FlagSession, flag_id: str) -> str | None:
-    """The default variant of a typed flag; a boolean one's is off."""
-    definition = flags.snapshot.definitions.get(flag_id)
-    return definition.default if definition is not None and definition.variants is not None else None
-
-
-def _changes(flags: FlagSession, flag_id: str, interval: Interval) -> Iterator[Change]:
-    """What the audit tells of changes of the flag in the interval."""
-    from jarvis_otel.query.impact import Change  # noqa: PLC0415 - only where the logs are asked
-
-    for entry in flags.admin.history(flag_id):
-        at = datetime.fromisoformat(entry.at)
-        inside = (interval.since is None or interval.since <= at) and (interval.until is None or at <= interval.until)
-        if inside and entry.outcome == "applied":
-            old, new = (str(values["state"]) if values else "file" for values in (entry.old, entry.new))
-            yield Change(entry.at, old, new + _percentage(entry), entry.who, entry.reason, entry.hash)
-
-
-def _percentage(entry: AuditEntry) -> str:
-    return f" at {entry.new['percentage']:g} %" if entry.new and "percentage" in entry.new else ""
-
-
 def _ends(interval: Interval) -> tuple[tuple[str, datetime | None], ...]:
     return ("from", interval.since), ("to", interval.until)
-
-
-def _as_json(impact: Impact, interval: Interval) -> dict[str, Any]:
-    ends = {name: end and end.astimezone(UTC).isoformat() for name, end in _ends(interval)}
-    content = asdict(impact)
-    return {"flag": content.pop("flag"), **ends, **content}
 
 
 def _report(impact: Impact) -> Iterator[str]:
@@ -159,27 +131,19 @@ def _report(impact: Impact) -> Iterator[str]:
 
 
 def _row(one: VariantImpact) -> tuple[str, ...]:
+    from jarvis_otel.query.impact_answer import estimate_text  # noqa: PLC0415 - only where the logs are asked
+
     return (
         one.variant,
         str(one.operations),
-        _interval(one.share, 100, " %"),
+        estimate_text(one.share, 100, " %"),
         str(one.errors),
-        _interval(one.error_rate, 100, " %"),
-        _interval(one.p50, 1, ""),
-        _interval(one.p95, 1, ""),
+        estimate_text(one.error_rate, 100, " %"),
+        estimate_text(one.p50, 1, ""),
+        estimate_text(one.p95, 1, ""),
         str(one.records),
         str(one.spans),
     )
-
-
-def _interval(estimate: Estimate | None, scale: float, unit: str) -> str:
-    """`4.1 % (3.2 to 5.3)`; an end that cannot be told is a question mark."""
-    from jarvis_otel.query.impact import number_text  # noqa: PLC0415 - only where the logs are asked
-
-    if estimate is None:
-        return "-"
-    low, high = ("?" if end is None else number_text(scale * end) for end in (estimate.low, estimate.high))
-    return f"{number_text(scale * estimate.value)}{unit} ({low} to {high})"
 
 
 def _talk(text: str) -> None:

@@ -10,8 +10,6 @@ from typing import NamedTuple, Self
 
 import orjson
 
-from jarvis_collector import gzip_blocks
-
 __all__ = ["LINE_MAX_BYTES", "LogFile", "Part"]
 
 LINE_MAX_BYTES = 128 << 20
@@ -101,6 +99,8 @@ class LogFile:
         return self.size
 
     def _gzip_parts(self, start: int, wanted: Callable[[bytes, bytes], bool] | None) -> Iterator[Part]:
+        from jarvis_collector import gzip_blocks  # noqa: PLC0415 - most files are plain
+
         end = begin = start
         raw_size = 0
         for block in gzip_blocks.blocks_of(self.fd, start):
@@ -153,6 +153,7 @@ class LogFile:
             while piece := os.read(self.fd, _PIECE_BYTES):
                 yield piece
         elif self.is_gzip:
+            from jarvis_collector import gzip_blocks  # noqa: PLC0415 - most files are plain
 
             def damaged(problem: str) -> None:
                 on_damage(f"{self._name}: {problem}")

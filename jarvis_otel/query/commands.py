@@ -19,9 +19,7 @@ from jarvis_otel.query.errors import AnswerError, QueryError
 from jarvis_otel.query.log_query import Criteria, LogQuery
 from jarvis_otel.query.output import Output, Progress
 from jarvis_otel.query.render import csv_rows, csv_table, cut, human_record, json_text, local_time
-from jarvis_otel.query.reproduce import reproduce
 from jarvis_otel.query.scan import Found
-from jarvis_otel.query.timeline import timeline
 from jarvis_otel.query.times import Interval, resolve_interval
 from jarvis_otel.query.workers import processors
 from jarvis_otel.settings import Settings
@@ -228,6 +226,8 @@ class LogCommands:
             }
             self._write(json_text(answer) + "\n")
         elif found:
+            from jarvis_otel.query.timeline import timeline  # noqa: PLC0415 - each command imports its own
+
             for line in timeline(trace, self._paint):
                 self._write(line + "\n")
         return FOUND if found else self._nothing(f"nothing found for {printable(args.correlation_id)}")
@@ -282,11 +282,7 @@ class LogCommands:
         fields = stats.parse_fields(args.by or ["service"])
         criteria = self._criteria(args)
         precision = stats.precision_for(width, many=self._loki is None and self._bytes() > _MANY_BYTES)
-        if self._loki is None:
-            parts = self._logs.counts(criteria, fields, precision)
-        else:
-            parts = stats.counts_of(((one.time, one.record) for one in self._logs.scan(criteria)), fields, precision)
-        counted = stats.count(parts, fields, width, precision)
+        counted = stats.count(self._logs.counts(criteria, fields, precision), fields, width, precision)
         width, bars = stats.bars(counted, criteria.interval, width)
         for group in counted.groups:
             if group.beyond:
@@ -393,6 +389,8 @@ class LogCommands:
         return count
 
     def _reproduce(self, args: Namespace) -> int:
+        from jarvis_otel.query.reproduce import reproduce  # noqa: PLC0415 - each command imports its own
+
         trace = self._logs.trace(args.correlation_id)
         if not (trace.records or trace.spans):
             return self._nothing(f"nothing found for {printable(args.correlation_id)}")

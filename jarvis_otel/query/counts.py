@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from bisect import bisect
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import repeat
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import orjson
 
 from jarvis_otel.query.fields import Columns
+from jarvis_otel.query.scan import Found, content_of, json_of
 from jarvis_otel.query.where import look_up
 
-__all__ = ["Counting", "Counts", "Question"]
+__all__ = ["Counting", "Counts", "Question", "counts_of"]
 
 _Key = tuple[Any, ...]
+_RUNS_MAX = 8
+_BATCH = 1000
+_PLAIN = frozenset((str, type(None)))
 
 
 class Question(NamedTuple):
@@ -63,29 +70,60 @@ class Counting:
     def __init__(self, question: Question) -> None:
         self.keys = question.keys()
         self._precision = question.precision
-        self._groups = [_key_of(fields, self.keys) for fields in question.groups]
+        self._asked = len(question.groups)
+        # by level alone where nothing is asked: the times follow from the first group
+        self._keys = [_key_of(fields, self.keys) for fields in question.groups or ((),)]
 
     def count(self, columns: Iterable[Columns]) -> Counts:
         """All of the columns together."""
         records, earliest, latest = 0, "~", ""
         times: Counter[_Key] = Counter()
-        groups: list[Counter[_Key]] = [Counter() for _ in self._groups]
+        groups: list[Counter[_Key]] = [Counter() for _ in self._keys]
         for each in columns:
             if not each.times:
                 continue
             records += len(each.times)
-            first, last = min(each.times), max(each.times)
-            earliest, latest = min(earliest, first), max(latest, last)
-            start = first[: self._precision]
-            starts = (
-                repeat(start, len(each.times))
-                if last.startswith(start)
-                else [time[: self._precision] for time in each.times]
-            )
-            times.update(_counted(zip(starts, each.values[0], strict=True)))
-            for group, key in zip(groups, self._groups, strict=True):
-                group.update(_counted(key(each.values)))
-        return Counts(records, earliest if records else "", latest, dict(times), [dict(group) for group in groups])
+            earliest, latest = min(earliest, each.earliest), max(latest, each.latest)
+            for start, values in self._by_time(each):
+                counted = [_counted(partial(key, values)) for key in self._keys]
+                for group, some in zip(groups, counted, strict=True):
+                    group.update(some)
+                if start is None:
+                    starts = [time[: self._precision] for time in each.times]
+                    times.update(_counted(partial(zip, starts, values[0], strict=True)))
+                else:
+                    for (level, *_), number in counted[0].items():
+                        times[start, level] += number
+        return Counts(
+            records, earliest if records else "", latest, dict(times), [dict(group) for group in groups[: self._asked]]
+        )
+
+    def _by_time(self, columns: Columns) -> Sequence[tuple[str | None, Sequence[Sequence[Any]]]]:
+        """The values of lines whose timestamps begin alike, with that beginning; None where there are too many."""
+        times, values = columns.times, columns.values
+        start = columns.earliest[: self._precision]
+        if columns.latest.startswith(start):  # mostly a block is all of one minute
+            return [(start, values)]
+        runs: list[tuple[str | None, Sequence[Sequence[Any]]]] = []
+        if times == sorted(times):
+            at = 0
+            while at < len(times) and len(runs) < _RUNS_MAX:
+                start = times[at][: self._precision]
+                end = bisect(times, f"{start}~", at)
+                runs.append((start, [column[at:end] for column in values]))
+                at = end
+            if at == len(times):
+                return runs
+        return [(None, values)]
+
+
+def counts_of(records: Iterable[Found], question: Question) -> Iterator[Counts]:
+    """Counts of records that come one by one, as Loki gives them; files are counted much sooner by themselves."""
+    counting = Counting(question)
+    iterator = iter(records)
+    while batch := list(islice(iterator, _BATCH)):
+        values = [[one.record.get(key) for one in batch] for key in counting.keys]
+        yield counting.count([Columns.of([one.time for one in batch], (), values)])
 
 
 def _key_of(fields: tuple[str, ...], keys: Sequence[str]) -> Callable[[Sequence[Sequence[Any]]], Iterable[_Key]]:
@@ -103,17 +141,28 @@ def _key_of(fields: tuple[str, ...], keys: Sequence[str]) -> Callable[[Sequence[
     return look_up_all
 
 
-def _counted(keys: Iterable[_Key]) -> dict[_Key, int]:
+def _counted(keys: Callable[[], Iterable[_Key]]) -> Mapping[_Key, int]:
     """How often each key is there, with values that compare as what they are: 1, 1.0 and true would be one."""
-    keys = list(keys)
     try:
-        counted = Counter(keys)
-        if all(value is None or isinstance(value, str) for key in counted for value in key):
+        counted = Counter(keys())
+        if _PLAIN.issuperset(map(type, chain.from_iterable(counted))):
             return counted
     except TypeError:  # a list or an object
         pass
-    return Counter(tuple(map(_plain, key)) for key in keys)
+    return Counter(tuple(map(_plain, key)) for key in keys())
 
 
 def _plain(value: Any) -> str | bytes | None:
-    return value if value is None or isinstance(value, str) else orjson.dumps(value)
+    if value is None or isinstance(value, str):
+        return value
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # a whole number beyond 64 bits, which who reads all of the line takes for a float; or too deep
+        return _plain_slowly(value)
+
+
+def _plain_slowly(value: Any) -> bytes:
+    try:
+        return json_of(content_of(json.dumps(value).encode()))
+    except RecursionError:
+        return json_of(value)

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date
+from io import BytesIO
 from itertools import compress
 from operator import attrgetter
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from jarvis_otel.query.otlp_lines import REQUEST_KEYS
 from jarvis_otel.query.scan import Found, parsed
+from jarvis_otel.settings import LEVELS
 
 __all__ = ["Columns", "FieldReader"]
 
-_PUNCTUATION = b"--T::.Z"
 _SIZE = len("2026-01-18T13:30:01.000000Z")
-_DIGITS = b"0123456789"
-_TIME, _UID = attrgetter("timestamp"), attrgetter("meta.uid")
-_HOURS = frozenset((tens, units) for tens in b"01" for units in _DIGITS) | {(0x32, units) for units in b"0123"}
+_MINUTE = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})T(?:[01][0-9]|2[0-3]):[0-5][0-9]:")
+_MINUTE_SIZE = len("2026-01-18T13:30:")
+_SECONDS = (b"012345", b"0123456789", b".", *[b"0123456789"] * 6, b"Z")
 _OWN_KEYS = frozenset(("timestamp", "_meta", *REQUEST_KEYS.values()))
-_TO_FIVE = b"012345"  # minutes and seconds end at 59
 
 
 class Columns(NamedTuple):
@@ -27,18 +28,26 @@ class Columns(NamedTuple):
 
     Attributes:
         times: Canonical timestamps.
-        uids: `_meta.uid` as it is; None where there is none.
+        uids: `_meta.uid` where it is a text, else None.
         values: For each of the fields its values as they are in JSON; None where there is none.
+        earliest, latest: The range of the timestamps; empty where there are no lines.
     """
 
     times: Sequence[str]
-    uids: Sequence[Any]
+    uids: Sequence[str | None]
     values: Sequence[Sequence[Any]]
+    earliest: str
+    latest: str
+
+    @classmethod
+    def of(cls, times: Sequence[str], uids: Sequence[str | None], values: Sequence[Sequence[Any]]) -> Columns:
+        """Those of lines of which the range of the timestamps is not known."""
+        return cls(times, uids, values, min(times, default=""), max(times, default=""))
 
     def where(self, chosen: Sequence[bool]) -> Columns:
         """Those lines that are chosen."""
         times, uids, *values = (list(compress(column, chosen)) for column in (self.times, self.uids, *self.values))
-        return Columns(times, uids, values)
+        return self.of(times, uids, values)
 
 
 class FieldReader:
@@ -60,13 +69,15 @@ class FieldReader:
         if self._decode is None or not (block.isascii() or _is_utf8(block)):
             return None
         try:
-            lines = list(map(self._decode, block[:-1].split(b"\n")))
+            lines = list(map(self._decode, BytesIO(block).readlines()))
         except (ValueError, TypeError, RecursionError):
             return None
-        times = list(map(_TIME, lines))
-        if not _are_canonical(times):
+        times = [line.timestamp for line in lines]
+        earliest, latest = min(times), max(times)
+        if not _are_canonical(times, earliest, latest):
             return None
-        return Columns(times, list(map(_UID, lines)), [list(map(getter, lines)) for getter in self._getters])
+        values = [list(map(getter, lines)) for getter in self._getters]
+        return Columns(times, [line.meta.uid for line in lines], values, earliest, latest)
 
     def each(self, blocks: Iterable[bytes]) -> Columns:
         """The fields of lines of any kind, without those that are no records."""
@@ -79,15 +90,17 @@ class FieldReader:
 
     def pick(self, records: Iterable[Found]) -> Columns:
         """The fields of records."""
-        times, uids = [], []
+        times: list[str] = []
+        uids: list[str | None] = []
         values: list[list[Any]] = [[] for _ in self._keys]
         for time, record, _ in records:
             meta = record.get("_meta")
             times.append(time)
-            uids.append(meta.get("uid") if isinstance(meta, dict) else None)
+            uid = meta.get("uid") if isinstance(meta, dict) else None
+            uids.append(uid if isinstance(uid, str) else None)
             for key, column in zip(self._keys, values, strict=True):
                 column.append(record.get(key))
-        return Columns(times, uids, values)
+        return Columns.of(times, uids, values)
 
 
 def _decoder(keys: Sequence[str]) -> Callable[[bytes], Any] | None:
@@ -96,9 +109,12 @@ def _decoder(keys: Sequence[str]) -> Callable[[bytes], Any] | None:
         import msgspec  # noqa: PLC0415 - few questions want it
     except ModuleNotFoundError:
         return None  # slower, but the same answers
-    meta = msgspec.defstruct("Meta", [("uid", Any, None)], gc=False)
-    fields: list[Any] = [("timestamp", str), ("meta", meta, msgspec.field(name="_meta", default_factory=meta))]
-    fields += [(f"key{at}", Any, msgspec.field(name=key, default=None)) for at, key in enumerate(keys)]
+    meta = msgspec.defstruct("Meta", [("uid", str | None, None)], gc=False)
+    canonical = Annotated[str, msgspec.Meta(min_length=_SIZE, max_length=_SIZE)]
+    fields: list[Any] = [("timestamp", canonical), ("meta", meta, msgspec.field(name="_meta", default_factory=meta))]
+    level: Any = Literal[tuple(LEVELS)]  # any other is for the slow way
+    types = {"level": level | None}
+    fields += [(f"key{at}", types.get(key, Any), msgspec.field(name=key, default=None)) for at, key in enumerate(keys)]
     # a request of the real Collector is no line, whatever else stands in it
     for at, key in enumerate(REQUEST_KEYS.values()):
         fields.append((f"request{at}", Literal["\0"], msgspec.field(name=key, default="\0")))
@@ -117,28 +133,21 @@ def _is_utf8(block: bytes) -> bool:
     return True
 
 
-def _are_canonical(times: Sequence[str]) -> bool:
-    """Whether all timestamps are in the canonical form, as far as that can be said of all at once."""
-    text = "".join(times).encode()
-    count = len(times)
-    if len(text) != _SIZE * count or text.translate(None, _DIGITS) != _PUNCTUATION * count:
+def _are_canonical(times: Sequence[str], earliest: str, latest: str) -> bool:
+    """Whether all timestamps, texts of the right length, are in the canonical form."""
+    joined = "".join(times)
+    if not joined.isascii():
         return False
-    for place, sign in zip((4, 7, 10, 13, 16, 19, 26), _PUNCTUATION, strict=True):
-        if text[place::_SIZE].strip(bytes((sign,))):
-            return False
-    first = text[:10]
-    days = {first} if text.count(first) == count else {text[at : at + 10] for at in range(0, len(text), _SIZE)}
-    tens, units = text[11::_SIZE], text[12::_SIZE]
-    return (
-        (not tens.strip(b"01") or set(zip(tens, units, strict=True)) <= _HOURS)
-        and not text[14::_SIZE].strip(_TO_FIVE)
-        and not text[17::_SIZE].strip(_TO_FIVE)
-        and all(_is_day(day.decode()) for day in days)
-    )
+    text = joined.encode()
+    if any(text[place::_SIZE].strip(allowed) for place, allowed in enumerate(_SECONDS, _MINUTE_SIZE)):
+        return False
+    minute = earliest[:_MINUTE_SIZE]  # and of all, if the latest begins so too
+    return all(map(_is_minute, (minute,) if latest.startswith(minute) else {time[:_MINUTE_SIZE] for time in times}))
 
 
-def _is_day(text: str) -> bool:
+def _is_minute(text: str) -> bool:
+    found = _MINUTE.fullmatch(text)
     try:
-        return bool(date.fromisoformat(text))
+        return found is not None and bool(date.fromisoformat(found[1]))
     except ValueError:
         return False

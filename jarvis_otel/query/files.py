@@ -9,22 +9,21 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-import orjson
-
-from jarvis_collector import gzip_blocks
 from jarvis_collector.layout import COMPONENTS, STREAMS, archive_path, day_name
 from jarvis_otel.query.blocks import LogFile, Part
-from jarvis_otel.query.counts import Counting, Counts, Question
 from jarvis_otel.query.days import archived_days, may_hold, plain_days
-from jarvis_otel.query.fields import Columns
 from jarvis_otel.query.filters import Filter
 from jarvis_otel.query.kinds import LOGS, SPANS, Kind
-from jarvis_otel.query.scan import Found
+from jarvis_otel.query.scan import Found, content_of
 from jarvis_otel.query.scanner import Notes, Scanner, hashes_of
 from jarvis_otel.query.times import Interval
 from jarvis_otel.query.workers import in_order
+
+if TYPE_CHECKING:
+    from jarvis_otel.query.counts import Counts, Question
+    from jarvis_otel.query.fields import Columns
 
 __all__ = ["LOGS", "SPANS", "Kind", "LogFiles", "Seen", "Tally"]
 
@@ -80,12 +79,20 @@ class LogFiles:
         place: The log directory; or files, plain or gzip, which are read in the order in which they are given.
         tally: Where what is met with is counted.
         workers: How many processes scan a large file.
+        on_part: Called before each part of a file is read; what it raises ends the reading.
     """
 
-    def __init__(self, place: Path | Sequence[Path], tally: Tally, workers: int = 1) -> None:
+    def __init__(
+        self,
+        place: Path | Sequence[Path],
+        tally: Tally,
+        workers: int = 1,
+        on_part: Callable[[], object] = lambda: None,
+    ) -> None:
         self._place = place
         self._tally = tally
         self._workers = workers
+        self._on_part = on_part
 
     def records(self, kind: Kind, filters: Sequence[Filter], interval: Interval) -> Iterator[Found]:
         """The records that pass all filters, in the order in which they arrived, each once.
@@ -159,11 +166,13 @@ class LogFiles:
                     unreadable, damage, found = marshal.loads(packed)  # noqa: S302 - of our own fork
                     notes.add(unreadable, damage)
                     for time, line in found:
-                        yield Found(time, orjson.loads(line), line)
+                        yield Found(time, content_of(line), line)
 
     def _count(
         self, path: Path, filters: Sequence[Filter], interval: Interval, question: Question, seen: Seen
     ) -> Iterator[Counts]:
+        from jarvis_otel.query.counts import Counting, Counts  # noqa: PLC0415 - most questions count nothing
+
         with LogFile(path) as file:
             notes = self._opened(path)
             scanner = Scanner(file, path, LOGS, filters, interval)
@@ -198,6 +207,7 @@ class LogFiles:
             zip(bounded, in_order(pack, bounded, self._workers), strict=True), ((part, None) for part in others)
         )
         for part, packed in done:
+            self._on_part()
             self._tally.bytes += part.raw_size or 0
             yield part, packed
 
@@ -220,7 +230,7 @@ def _filters(source: _Source, kind: Kind, filters: Sequence[Filter]) -> Sequence
 
 def _first_of(columns: Columns, seen: Seen) -> Columns:
     """Without the records whose uid was seen before."""
-    return columns.where([not (isinstance(uid, str) and seen.before(hash(uid))) for uid in columns.uids])
+    return columns.where([uid is None or not seen.before(hash(uid)) for uid in columns.uids])
 
 
 def _days(directory: Path, kind: Kind) -> list[_Source]:
@@ -246,6 +256,8 @@ def _named(files: Sequence[Path], kind: Kind) -> Iterator[_Source]:
 
 def _is_archived_as(plain: Path, archive: Path) -> bool:
     """Whether an archive holds what a plain file does, and no more."""
+    from jarvis_collector import gzip_blocks  # noqa: PLC0415 - few days have both
+
     try:
         return sum(block.raw_size for block in gzip_blocks.blocks(archive)) == plain.stat().st_size
     except FileNotFoundError:

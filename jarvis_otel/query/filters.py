@@ -27,6 +27,7 @@ __all__ = [
     "field_filter",
     "flag_filter",
     "flag_or_error_filter",
+    "flag_state",
     "flag_states",
     "interval_filter",
     "is_evaluation",
@@ -74,6 +75,7 @@ _LOWER_TO_ASCII = ("\u0130".encode(), "\u212a".encode())
 _WITHIN_ONE = re.compile(r"[ !#-+\-.0-9;-Z^-z|~\x7f]+")
 _NUMBER_PART = re.compile(r"[0-9.eE+-]+")
 _CONSTANTS = ("true", "false", "null", "nan", "-infinity")
+_HEX = re.compile(r"[0-9a-fA-F]+")
 _WHOLE_VALUE = re.compile(r'[^"\\/\x00-\x1f\ud800-\udfff\ufffd]+')
 
 # The start of a line of ours; the bytes compare like times.
@@ -98,9 +100,9 @@ class Facts:
     """What is known of each wanted record without looking at it: what an index passes over blocks by.
 
     Attributes:
-        levels: Its level is one of these.
-        service: It is of this service.
-        ids: Its correlation id or its trace id is one of these.
+        levels: Its level is one of these, or a list in which one of them is.
+        service: It is of this service, or of a list in which it is.
+        ids: Its correlation id or its trace id is one of these, or a list in which one of them is.
     """
 
     levels: frozenset[str] | None = None
@@ -155,14 +157,14 @@ def _longest(plain: re.Pattern[str], text: str) -> Needle | None:
 
 
 def _any_of(values: Iterable[str], make: Callable[[str], Needle | None] = equalling) -> Needle | None:
-    alternatives = {ESCAPE}
-    lowered = False
+    needles: list[Needle] = []
     for value in values:
         needle = make(value)
-        if needle is None or len(alternatives) > _NEEDLES_MAX:
+        if needle is None or len(needles) == _NEEDLES_MAX:
             return None
-        alternatives.update(needle.alternatives)
-        lowered = needle.lowered
+        needles.append(needle)
+    lowered = any(needle.lowered for needle in needles)
+    alternatives = {ESCAPE, *(one.lower() if lowered else one for needle in needles for one in needle.alternatives)}
     return Needle(tuple(sorted(alternatives)), lowered)
 
 
@@ -191,6 +193,8 @@ def contained_in_request(text: str, *, any_case: bool = False) -> Needle | None:
 def _value_in_request(text: str) -> Needle | None:
     """The needle of OTLP/JSON requests in which a string is this text, or an id these hex digits in any case."""
     if _WHOLE_VALUE.fullmatch(text):
+        if not _HEX.fullmatch(text):
+            return Needle((b'"%s"' % text.encode(), ESCAPE))
         return Needle((b'"%s"' % text.encode().lower(), ESCAPE), lowered=True)
     return contained_in_request(text)
 
@@ -263,7 +267,7 @@ def flag_filter(text: str) -> Filter:
     needle, request = equalling(flag_id), contained_in_request(flag_id)
     if equals:
         loki = logql.flag_is(flag_id, variant)
-        return Filter(lambda record: flag_states(record).get(flag_id) == variant, needle, request=request, loki=loki)
+        return Filter(lambda record: flag_state(record, flag_id) == variant, needle, request=request, loki=loki)
     loki = logql.flag_was_on(flag_id)
     return Filter(lambda record: flag_id in _list(record.get("active_flags")), needle, request=request, loki=loki)
 
@@ -272,7 +276,7 @@ def flag_or_error_filter(flag_id: str) -> Filter:
     """Records and spans that tell a flag, or its change, or that something failed."""
 
     def matches(record: Record) -> bool:
-        if record.get("level") in ("ERROR", "CRITICAL") or flag_id in flag_states(record):
+        if record.get("level") in ("ERROR", "CRITICAL") or flag_state(record, flag_id) is not None:
             return True
         status, context = record.get("status"), record.get("context")
         if isinstance(status, dict):
@@ -290,6 +294,15 @@ def flag_states(record: Record) -> dict[str, str]:
     if isinstance(flags, dict):
         states.update((key, value) for key, value in flags.items() if isinstance(value, str))
     return states
+
+
+def flag_state(record: Record, flag_id: str) -> str | None:
+    """The variant of one flag as `flag_states` has it; None where the record does not tell of it."""
+    flags = record.get("flags")
+    variant = flags.get(flag_id) if isinstance(flags, dict) else None
+    if isinstance(variant, str):
+        return variant
+    return "on" if flag_id in _list(record.get("active_flags")) else None
 
 
 def is_evaluation(record: Record) -> bool:

@@ -19,7 +19,7 @@ from typing import Literal
 
 import mmh3
 
-from jarvis_otel.query.filters import Record, flag_states, is_evaluation
+from jarvis_otel.query.filters import Record, flag_state, is_evaluation
 from jarvis_otel.settings import LEVELS
 
 __all__ = [
@@ -290,7 +290,7 @@ class Gathered:
     def _add(self, item: Record, counter: Counter[str], *, failed: bool) -> None:
         if self._service is not None and item.get("service") != self._service:
             return
-        variant = flag_states(item).get(self._flag)
+        variant = flag_state(item, self._flag)
         if variant is None and not failed:
             return
         operation = item.get("correlation_id") or item.get("trace_id")

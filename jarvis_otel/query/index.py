@@ -38,7 +38,7 @@ __all__ = [
     "pack_entries",
 ]
 
-_MAGIC = b"jarvis index 1\n\0"
+_MAGIC = b"jarvis index 2\n\0"
 _CHECKSUM = 16
 # inode, size, time of the last change, indexed bytes, hash of their ends, blocks, bytes of the names
 _HEADER = struct.Struct("<QQqQ16sII")

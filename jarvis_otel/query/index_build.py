@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jarvis_collector import gzip_blocks
+from jarvis_collector import config, gzip_blocks
 from jarvis_collector.layout import ARCHIVE, day_name, index_path
 from jarvis_collector.sidecar import EVER
 from jarvis_otel.query.blocks import LINE_MAX_BYTES, LogFile
@@ -30,7 +30,7 @@ from jarvis_otel.query.index import (
 from jarvis_otel.query.kinds import Kind, kind_of
 from jarvis_otel.query.otlp_lines import RequestLines
 
-__all__ = ["Indexed", "index_file", "indexable", "remove_orphans"]
+__all__ = ["Indexed", "bring_up_to_date", "index_each", "index_file", "indexable", "remove_orphans"]
 
 _BLOCK = 1 << 19
 _BITS_PER_ID = 16
@@ -88,16 +88,68 @@ def remove_orphans(log_dir: Path) -> int:
     return removed
 
 
-def index_file(path: Path, *, anew: bool = False, block_bytes: int = _BLOCK) -> Indexed | None:
+def index_each(
+    log_dir: Path, *, anew: bool = False, stop: Callable[[], bool] = lambda: False
+) -> Iterator[tuple[str, Indexed | None, str]]:
+    """Makes the index of each day file of a log directory, or brings it up to date, oldest first.
+
+    Args:
+        log_dir: The directory.
+        anew: Whether to read all of the files whatever the indexes say.
+        stop: Asked between blocks; True ends it, and the file that it is at keeps the index that it had.
+
+    Returns:
+        For each file its path in the directory, what became of its index, and what went wrong, if anything.
+
+    Raises:
+        OSError: The directory cannot be read.
+    """
+    for path in indexable(log_dir):
+        if stop():
+            return
+        name = str(path.relative_to(log_dir))
+        try:
+            yield name, index_file(path, anew=anew, stop=stop), ""
+        except FileNotFoundError:
+            continue  # archived or purged meanwhile
+        except OSError as error:
+            yield name, None, f"{name}: {error.strerror or error}"
+
+
+def bring_up_to_date(log_dir: Path, stop: Callable[[], bool]) -> config.IndexReport:
+    """Brings the indexes of a log directory up to date, and removes those of files that are gone.
+
+    Args:
+        log_dir: The directory.
+        stop: Asked between blocks; True ends it, and the file that it is at keeps the index that it had.
+
+    Raises:
+        OSError: The directory cannot be read.
+    """
+    files, problems = [], []
+    for name, made, problem in index_each(log_dir, stop=stop):
+        if problem:
+            problems.append(problem)
+        elif made is not None and made.new:
+            files.append(name)
+    remove_orphans(log_dir)
+    return config.IndexReport(files, problems)
+
+
+def index_file(
+    path: Path, *, anew: bool = False, block_bytes: int = _BLOCK, stop: Callable[[], bool] = lambda: False
+) -> Indexed | None:
     """Makes the index of a day file, or brings it up to date, in bounded memory.
 
     Args:
         path: The file; it may be written meanwhile.
         anew: Whether to read all of the file whatever the index says.
         block_bytes: How large a block of a plain file is; of an archive each of its own is one.
+        stop: Asked after each block; True ends it, and the index stays as it was.
 
     Returns:
-        What the index covers; None where there is nothing to index: an archive of another's making, or no whole line.
+        What the index covers; None where it was stopped, or there is nothing to index: an archive of another's making,
+        or no whole line.
 
     Raises:
         ValueError: By its name it is no day file.
@@ -120,6 +172,8 @@ def index_file(path: Path, *, anew: bool = False, block_bytes: int = _BLOCK) -> 
         )
         for block in blocks:
             builder.add(block)
+            if stop():
+                return None
         if not builder.entries:
             return None
         origin = Origin.of(fd, builder.covered, status)
@@ -176,8 +230,7 @@ class _Builder:
             self._add(block, EVER, UNKNOWN, _EVERYTHING, b"")
             return
         columns = self._fields.quick(block.lines) or self._fields.each(self._requests.flat(block.lines))
-        times = columns.times
-        range_ = (min(times).encode(), max(times).encode()) if times else (EVER[1], EVER[0])
+        range_ = (columns.earliest.encode(), columns.latest.encode()) if columns.times else (EVER[1], EVER[0])
         named, by, correlation_ids, trace_ids = map(_texts, columns.values)
         levels = sum(LEVEL_BITS.get(level, 0) for level in named)
         services = 0
@@ -201,7 +254,11 @@ class _Builder:
 
 
 def _texts(values: Sequence[Any]) -> set[str]:
-    return {value for value in values if isinstance(value, str)}
+    """The texts among values, and in those that are lists: --where finds a list by each of its elements."""
+    if set(map(type, values)) <= {str, type(None)}:
+        return {*values} - {None}
+    items = chain.from_iterable(value if isinstance(value, list) else (value,) for value in values)
+    return {item for item in items if isinstance(item, str)}
 
 
 def _id_filter(ids: set[str]) -> bytes:

@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from jarvis_otel.query.index_build import index_file, indexable, remove_orphans
+from jarvis_otel.query.index_build import index_each, remove_orphans
 from jarvis_otel.query.render import json_text
 from jarvis_otel.terminal import printable
 
@@ -31,14 +31,9 @@ def index_command(args: Namespace, log_dir: Path) -> int:
     problems: list[str] = []
     removed = 0
     try:
-        for path in indexable(log_dir):
-            name = str(path.relative_to(log_dir))
-            try:
-                made = index_file(path, anew=args.all)
-            except FileNotFoundError:
-                continue  # archived or purged meanwhile
-            except OSError as error:
-                problems.append(f"{name}: {error.strerror or error}")
+        for name, made, problem in index_each(log_dir, anew=args.all):
+            if problem:
+                problems.append(problem)
                 continue
             files.append({"file": name, **({"blocks": 0} if made is None else made._asdict())})
             if args.format == "human":

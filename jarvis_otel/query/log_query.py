@@ -12,7 +12,6 @@ from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jarvis_otel.query.counts import Counts, Question
 from jarvis_otel.query.errors import QueryError
 from jarvis_otel.query.files import LOGS, SPANS, Kind, LogFiles, Tally
 from jarvis_otel.query.filters import (
@@ -31,19 +30,21 @@ from jarvis_otel.query.filters import (
 )
 from jarvis_otel.query.scan import Found
 from jarvis_otel.query.times import Interval, resolve_interval
-from jarvis_otel.query.where import where_filter
 
 if TYPE_CHECKING:
     from jarvis_collector.config import LokiTarget
+    from jarvis_otel.query.counts import Counts
     from jarvis_otel.query.impact import Change, Impact
     from jarvis_otel.query.loki_source import LokiSource
 
-__all__ = ["GROUPS", "Criteria", "FlagRate", "LogQuery", "Matches", "Trace"]
+__all__ = ["GROUPS", "TRACE_MAX", "Criteria", "FlagRate", "LogQuery", "Matches", "Trace"]
 
 GROUPS = ("error.type", "service", "message", "flag")
 """By what errors can be grouped; `error_type` is the first one's other name."""
 
-_TRACE_RECORDS_MAX = 20_000
+TRACE_MAX = 20_000
+"""So many records and so many spans does a trace have, the newest."""
+
 _TRACE_IDS_MAX = 1_000
 
 
@@ -102,7 +103,7 @@ class Criteria:
             ("user_id", user_filter, (user_id,) if isinstance(user_id, str) else user_id),
             ("text", text_filter, text),
             ("flag", flag_filter, flag),
-            ("where", where_filter, where),
+            ("where", _where_filter, where),
             ("regex", _regex_filter, regex),
             ("service", lambda value: field_filter("service", value), service),
             ("level", level_filter, level),
@@ -143,7 +144,7 @@ class Trace:
         trace_ids: The traces that its records and spans belong to, sorted.
         records: Their log records, ordered by timestamp.
         spans: Their spans, ordered by start.
-        left_out: Records and spans beyond the 20,000 newest of each.
+        left_out: Records and spans beyond the newest of each that it may have.
     """
 
     correlation_id: str
@@ -193,6 +194,7 @@ class LogQuery:
             `loki_lines`.
         workers: How many processes scan a large file; below 2 it is this one. More are for programs like a command:
             they are forks, and there are none in a process with several threads.
+        on_part: Called before each part of a file is read; what it raises ends the question.
 
     Attributes:
         tally: What reading met with so far: files, lines that are no records, repeats, damage.
@@ -208,6 +210,7 @@ class LogQuery:
         files: Iterable[str | Path] | None = None,
         loki: LokiTarget | None = None,
         workers: int = 1,
+        on_part: Callable[[], object] = lambda: None,
     ) -> None:
         sources = {"log_dir": log_dir, "files": files, "loki": loki}
         given = [name for name, source in sources.items() if source is not None]
@@ -224,7 +227,7 @@ class LogQuery:
 
             self._loki = LokiSource(loki, self.tally)
         self._files = LogFiles(
-            Path(log_dir) if log_dir is not None else [Path(file) for file in files or ()], self.tally, workers
+            Path(log_dir) if log_dir is not None else [Path(file) for file in files or ()], self.tally, workers, on_part
         )
 
     def search(  # noqa: PLR0917 - the order of the arguments is the contract
@@ -307,7 +310,7 @@ class LogQuery:
     def counts(
         self, criteria: Criteria, groups: Iterable[tuple[str, ...]] = (), precision: int = 19
     ) -> Iterator[Counts]:
-        """The log records that match, counted part by part: much sooner than one by one.
+        """The log records that match, counted part by part: much sooner than one by one; those of a Loki are read.
 
         Args:
             criteria: Which records.
@@ -315,12 +318,14 @@ class LogQuery:
             precision: So many characters of a timestamp tell times apart: 19 are seconds, 16 minutes.
 
         Raises:
-            ValueError: A Loki is asked, which is counted record by record, see `scan`.
             OSError: The files cannot be read.
         """
+        from jarvis_otel.query.counts import Question, counts_of  # noqa: PLC0415 - most questions count nothing
+
+        question = Question(tuple(groups), precision)
         if self._loki is not None:
-            raise ValueError("counts: got a Loki, want files")
-        return self._files.counts(criteria.filters, criteria.interval, Question(tuple(groups), precision))
+            return counts_of(self.scan(criteria), question)
+        return self._files.counts(criteria.filters, criteria.interval, question)
 
     def newest(self, criteria: Criteria, limit: int | None, kind: Kind = LOGS) -> Matches:
         """The newest that match, oldest first, and how many match in all.
@@ -443,19 +448,24 @@ class LogQuery:
         """
         return self.trace(correlation_id).spans
 
-    def trace(self, correlation_id: str) -> Trace:
+    def trace(self, correlation_id: str, limit: int = TRACE_MAX) -> Trace:
         """All that a correlation id ties together, in every process that wrote here.
 
         A process that the correlation id did not reach shares at least the trace: so what shares a trace id with a
         record or span of the correlation id belongs to it.
 
+        Args:
+            correlation_id: A correlation id or a trace id.
+            limit: So many records and so many spans at most, the newest.
+
         Raises:
             OSError: The files cannot be read.
         """
-        records, spans = self._of_traces(correlation_id, ())
+        records, spans = self._of_traces(correlation_id, (), limit)
         trace_ids = _trace_ids(records) | _trace_ids(spans)
         if trace_ids - {correlation_id.lower()}:
-            records, spans = self._of_traces(correlation_id, sorted(trace_ids)[:_TRACE_IDS_MAX])
+            del records, spans  # they would be held twice
+            records, spans = self._of_traces(correlation_id, sorted(trace_ids)[:_TRACE_IDS_MAX], limit)
         return Trace(
             correlation_id,
             tuple(sorted(trace_ids)),
@@ -464,12 +474,17 @@ class LogQuery:
             records.total + spans.total - len(records.found) - len(spans.found),
         )
 
-    def _of_traces(self, correlation_id: str, trace_ids: tuple[str, ...] | list[str]) -> tuple[Matches, Matches]:
+    def _of_traces(
+        self, correlation_id: str, trace_ids: tuple[str, ...] | list[str], limit: int
+    ) -> tuple[Matches, Matches]:
         criteria = Criteria(Interval(), (correlation_filter(correlation_id, trace_ids),))
-        return (
-            self.newest(criteria, _TRACE_RECORDS_MAX, LOGS),
-            self.newest(criteria, _TRACE_RECORDS_MAX, SPANS),
-        )
+        return self.newest(criteria, limit, LOGS), self.newest(criteria, limit, SPANS)
+
+
+def _where_filter(expression: str) -> Filter:
+    from jarvis_otel.query.where import where_filter  # noqa: PLC0415 - most questions have none
+
+    return where_filter(expression)
 
 
 def _regex_filter(pattern: str) -> Filter:

@@ -51,6 +51,8 @@ class RequestLines:
     ) -> None:
         self._signal = signal
         self._needles = needles
+        # looking in lower case costs more than looking for requests
+        self._first = [needle for needle in needles if not needle.lowered]
         self._arrival = _start_of(day) if day else 0
         self._on_unreadable = on_unreadable
         self._key = REQUEST_KEYS[signal]
@@ -60,11 +62,13 @@ class RequestLines:
         self._starts = re.compile(_START % key)
 
     def flat(self, block: bytes) -> Iterator[bytes]:
-        """A block of whole lines, in blocks of whole lines without requests.
+        """A block of whole lines, in blocks of whole lines without requests; nothing of one that holds nothing wanted.
 
         Args:
             block: Ends in a newline.
         """
+        if not all(holds(needle, block) for needle in self._first):
+            return
         at = block.find(self._mark)
         if at < 0:
             yield block

@@ -7,15 +7,17 @@ import re
 import select
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from jarvis_otel.terminal import pager
+
+if TYPE_CHECKING:
+    import subprocess
 
 __all__ = ["Output", "Progress"]
 
@@ -101,6 +103,8 @@ class Output:
     def _start_pager(self) -> None:
         self._on_first()
         sys.stdout.flush()
+        import subprocess  # noqa: PLC0415 - few answers need a pager
+
         with suppress(OSError):  # without one the text just scrolls by
             self._pager = subprocess.Popen(self._command, stdin=subprocess.PIPE, env=self._environ)  # noqa: S603
         self._command = []

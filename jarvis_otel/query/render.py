@@ -9,9 +9,8 @@ from datetime import datetime, tzinfo
 from itertools import chain
 from typing import Any
 
-import orjson
-
 from jarvis_otel.query.filters import Record, flag_states, is_evaluation
+from jarvis_otel.query.scan import json_of
 from jarvis_otel.query.times import canonical_time
 from jarvis_otel.terminal import Paint, printable
 
@@ -57,12 +56,17 @@ _CSV_KEYS = (
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
-def json_text(value: Any) -> str:
-    """JSON in one line in which what a terminal would act on is escaped; as data it is the same."""
-    text = orjson.dumps(value).decode()
+def json_text(value: Any, *, pretty: bool = False) -> str:
+    """JSON in which what a terminal would act on is escaped; as data it is the same.
+
+    Args:
+        value: What JSON knows.
+        pretty: Indented, in many lines, not in one.
+    """
+    text = json_of(value, pretty=pretty).decode()
     if text.isprintable():
         return text
-    return "".join(char if char.isprintable() else _json_escape(char) for char in text)
+    return "".join(char if char.isprintable() or char == "\n" else _json_escape(char) for char in text)
 
 
 def _json_escape(char: str) -> str:

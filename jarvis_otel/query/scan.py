@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from math import inf
 from typing import Any, NamedTuple
 
 import orjson
@@ -11,9 +14,12 @@ import orjson
 from jarvis_otel.query.filters import ESCAPE, Filter, Needle
 from jarvis_otel.query.times import canonical_time
 
-__all__ = ["Found", "holds", "parsed", "scan"]
+__all__ = ["Found", "content_of", "holds", "json_of", "parsed", "scan"]
 
 _HOPS_MAX = 4096
+_TOO_LARGE = re.compile(rb"[eE]\+?[0-9]{3}|[0-9]{200}")
+_STRING_OR_NUMBER = re.compile(rb'"(?:[^"\\]|\\.)*+"|-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?')
+_LARGEST = b"1.7976931348623157e308"
 _OTHER_SIGNALS = frozenset(("resourceLogs", "resourceSpans", "resourceMetrics"))
 
 
@@ -43,25 +49,65 @@ def scan(blocks: Iterable[bytes], filters: Sequence[Filter], on_unreadable: Call
     checks = [one.possible for one in filters if one.possible]
     checks += [partial(holds, needle) for needle in needles[1:]]
     possible, matches = _conjunction(checks), _conjunction([one.matches for one in filters])
+    dense = not needles
     for block in blocks:
-        for line in _lines_with(block, needles[0]) if needles else block.split(b"\n"):
+        hits = size = 0
+        for line in block.split(b"\n") if dense else _lines_with(block, needles[0]):
             if not line or not possible(line):
                 continue
             found = parsed(line, on_unreadable)
             if found is not None and matches(found.record):
+                hits, size = hits + 1, len(line)
                 yield found
+        # where most lines match, looking for them costs more than taking them all
+        dense = not needles or 2 * hits * size > len(block)
 
 
 def parsed(line: bytes, on_unreadable: Callable[[int], object]) -> Found | None:
     """The record of a line; None where it is none, which is told unless it is of another signal."""
     record = None
     try:
-        record = orjson.loads(line)
+        record = content_of(line)
         return Found(canonical_time(record["timestamp"]), record, line)
     except (ValueError, TypeError, KeyError, OverflowError):
         if not (isinstance(record, dict) and _OTHER_SIGNALS.intersection(record)):
             on_unreadable(1)
         return None
+
+
+def content_of(line: bytes) -> Any:
+    """What a line says; a number beyond the range of a float is the largest one, as jq has it.
+
+    Raises:
+        ValueError: It is no JSON.
+    """
+    try:
+        return orjson.loads(line)
+    except ValueError:
+        if not _TOO_LARGE.search(line):
+            raise
+    return orjson.loads(_STRING_OR_NUMBER.sub(_within_range, line))
+
+
+def json_of(value: Any, *, pretty: bool = False) -> bytes:
+    """The JSON of a value that a line says, however deep it is; indented where it is to be pretty."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_INDENT_2 if pretty else 0)
+    except TypeError:  # it reads deeper than it writes
+        pass
+    try:
+        form = {"indent": 2} if pretty else {"separators": (",", ":")}
+        text = json.dumps(value, ensure_ascii=False, **form)
+    except RecursionError:
+        return b'"(nested too deep)"'
+    return text.encode()
+
+
+def _within_range(found: re.Match[bytes]) -> bytes:
+    text = found[0]
+    if text.startswith(b'"') or abs(float(text)) != inf:
+        return text
+    return b"-" + _LARGEST if text.startswith(b"-") else _LARGEST
 
 
 def holds(needle: Needle, line: bytes) -> bool:

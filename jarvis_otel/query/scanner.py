@@ -8,17 +8,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jarvis_collector.layout import day_name
 from jarvis_otel.query.blocks import LogFile, Part
-from jarvis_otel.query.counts import Counting
-from jarvis_otel.query.fields import Columns, FieldReader
 from jarvis_otel.query.filters import Filter
 from jarvis_otel.query.index import BlockIndex
 from jarvis_otel.query.kinds import Kind, kind_of
 from jarvis_otel.query.otlp_lines import RequestLines
 from jarvis_otel.query.scan import Found, scan
 from jarvis_otel.query.times import Interval
+
+if TYPE_CHECKING:
+    from jarvis_otel.query.counts import Counting
+    from jarvis_otel.query.fields import Columns
 
 __all__ = ["Notes", "Scanner", "hashes_of"]
 
@@ -104,6 +107,8 @@ class Scanner:
 
     def columns(self, part: Part, keys: Sequence[str], notes: Notes) -> Iterator[Columns]:
         """Some fields of the records of a part that pass all filters."""
+        from jarvis_otel.query.fields import FieldReader  # noqa: PLC0415 - most questions count nothing
+
         fields = FieldReader(keys, notes.add_unreadable)
         if not all(one.is_interval for one in self._filters):
             found = self.found(part, notes)
@@ -114,7 +119,7 @@ class Scanner:
         since, until = self._interval.line_times()
         for block in self._file.blocks(part, notes.add_unreadable, notes.add_damage):
             all_ = fields.quick(block) or fields.each(requests.flat(block))
-            if all_.times and since <= min(all_.times) and max(all_.times) <= until:
+            if since <= all_.earliest and all_.latest <= until:
                 yield all_
             else:
                 yield all_.where([since <= time <= until for time in all_.times])
@@ -131,13 +136,13 @@ class Scanner:
 
         def noted(columns: Iterable[Columns]) -> Iterator[Columns]:
             for each in columns:
-                uids.extend(hashes_of(each.uids))
+                uids.fromlist(hashes_of(each.uids))
                 yield each
 
         counts = counting.count(noted(self.columns(part, counting.keys, notes)))
         return marshal.dumps((notes.unreadable, notes.damage, tuple(counts), uids.tobytes()))
 
 
-def hashes_of(uids: Sequence[object]) -> list[int]:
-    """Of those that tell a record from others; like `Kind.identity`."""
-    return list(map(hash, uids if set(map(type, uids)) == {str} else (uid for uid in uids if isinstance(uid, str))))
+def hashes_of(uids: Sequence[str | None]) -> list[int]:
+    """Of those that there are."""
+    return list(map(hash, uids if None not in uids else (uid for uid in uids if uid is not None)))

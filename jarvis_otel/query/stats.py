@@ -7,15 +7,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
-from itertools import islice, product
+from itertools import product
 from typing import Any
 
 import orjson
 
-from jarvis_otel.query.counts import Counting, Counts, Question
+from jarvis_otel.query.counts import Counts
 from jarvis_otel.query.errors import QueryError
-from jarvis_otel.query.fields import Columns
-from jarvis_otel.query.filters import Record
+from jarvis_otel.query.scan import json_of
 from jarvis_otel.query.times import Interval, line_time
 from jarvis_otel.settings import LEVELS
 
@@ -30,7 +29,6 @@ __all__ = [
     "bars",
     "collapse",
     "count",
-    "counts_of",
     "group_rows",
     "parse_fields",
     "parse_width",
@@ -48,7 +46,6 @@ _FIELDS_MAX = 8
 _ERRORS = frozenset({"ERROR", "CRITICAL"})
 _DISTINCT_MAX = 50_000
 _TEXT_MAX = 500
-_BATCH = 1000
 
 _SECOND, _MINUTE, _HOUR = (len(text) for text in ("2026-01-18T13:30:01", "2026-01-18T13:30", "2026-01-18T13"))
 # so many times by level are kept apart before they are counted by the next coarser one
@@ -233,23 +230,6 @@ def count(parts: Iterable[Counts], fields: Sequence[tuple[str, ...]], width: tim
     return stats
 
 
-def counts_of(
-    records: Iterable[tuple[str, Record]], fields: Sequence[tuple[str, ...]], precision: int
-) -> Iterator[Counts]:
-    """Counts of records that come one by one, as Loki gives them; files are counted much sooner by themselves.
-
-    Args:
-        records: Canonical timestamp and record.
-        fields: The fields; each may be a combination.
-        precision: So many characters of a timestamp tell times apart.
-    """
-    counting = Counting(Question(tuple(fields), precision))
-    iterator = iter(records)
-    while batch := list(islice(iterator, _BATCH)):
-        times, found = zip(*batch, strict=True)
-        yield counting.count([Columns(times, (), [[record.get(key) for record in found] for key in counting.keys])])
-
-
 def _coarsen(stats: Stats, *, fixed: bool) -> None:
     """Counts by the next coarser precision, unless that is given; then there is only a bound."""
     if fixed or stats.precision == _HOUR:
@@ -396,7 +376,7 @@ def _texts(value: object) -> list[str | None]:
 
 
 def _json(value: object) -> str | None:
-    return None if value is None else orjson.dumps(value).decode()
+    return None if value is None else json_of(value).decode()
 
 
 def _cut(text: str | None) -> str | None:

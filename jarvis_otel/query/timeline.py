@@ -13,7 +13,7 @@ from jarvis_otel.query.render import error_text, evaluation_text, flags_suffix, 
 from jarvis_otel.query.times import canonical_time
 from jarvis_otel.terminal import Paint, printable
 
-__all__ = ["timeline"]
+__all__ = ["depths_of", "steps_of", "timeline"]
 
 _DEPTH_MAX = 20
 
@@ -27,8 +27,8 @@ def timeline(trace: Trace, paint: Paint) -> Iterator[str]:
         trace: At least one record or span.
         paint: Colours.
     """
-    depths = _depths(trace.spans)
-    steps = sorted(_steps(trace, depths), key=lambda step: step[0])
+    depths = depths_of(trace.spans)
+    steps = sorted(steps_of(trace, depths), key=lambda step: step[0])
     start = steps[0][0][0]
     services = {_service(item) for _, item in steps}
     width = min(20, max(map(len, services)))
@@ -49,7 +49,7 @@ def timeline(trace: Trace, paint: Paint) -> Iterator[str]:
     yield from _summary(trace, start, paint)
 
 
-def _steps(trace: Trace, depths: Mapping[str, int]) -> Iterator[tuple[tuple[str, int, int, int], Record]]:
+def steps_of(trace: Trace, depths: Mapping[str, int]) -> Iterator[tuple[tuple[str, int, int, int], Record]]:
     """Spans (at their start) and records, each with its place: its time; at one time spans first, parents first."""
     for rank, items in enumerate((trace.spans, trace.records)):
         for arrival, item in enumerate(items):
@@ -57,7 +57,7 @@ def _steps(trace: Trace, depths: Mapping[str, int]) -> Iterator[tuple[tuple[str,
             yield (canonical_time(item["timestamp"]), rank, depth, arrival), item
 
 
-def _depths(spans: list[dict[str, Any]]) -> dict[str, int]:
+def depths_of(spans: list[dict[str, Any]]) -> dict[str, int]:
     """How many of the known spans stand above each span, by span id; parents are given by whoever sent them."""
     parents = {str(span.get("span_id")): str(span.get("parent_span_id")) for span in spans}
     depths: dict[str, int] = {}

@@ -9,7 +9,16 @@ from typing import Any, NamedTuple
 
 from jarvis_collector.record import FLAG_PREFIX, UNKNOWN_SERVICE
 from jarvis_otel.query import logql
-from jarvis_otel.query.filters import LOKI_LABELS, Filter, Needle, contained_in_request, containing, equalling
+from jarvis_otel.query.filters import (
+    ID_KEYS,
+    LOKI_LABELS,
+    Facts,
+    Filter,
+    Needle,
+    contained_in_request,
+    containing,
+    equalling,
+)
 from jarvis_otel.settings import LEVELS
 
 __all__ = ["look_up", "where_filter"]
@@ -99,7 +108,10 @@ class _Parser:
         needle = next((part.needle for part in parts if part.needle), None)
         request = next((part.request for part in parts if part.request), None)
         loki = logql.all_of([part.loki for part in parts])
-        return Filter(lambda record: all(test(record) for test in tests), needle, request=request, loki=loki)
+        facts = _first_of_each([part.facts for part in parts if part.facts])
+        return Filter(
+            lambda record: all(test(record) for test in tests), needle, request=request, loki=loki, facts=facts
+        )
 
     def _negation(self) -> Filter:
         negated = False
@@ -174,13 +186,17 @@ def _comparison(field: str, compare: str, value: _Token) -> Filter:
         sought = not (bare and _is_literal(text))
         needle, request = (equalling(text), _request_needle(path, text)) if sought else (None, None)
         loki = _is_in_loki(path, text) if sought else _named_in_loki(path)
-        equal = _test(path, _equals(text, bare=bare), needle, request, loki)
+        facts = _facts(field, text) if sought else None
+        equal = _test(path, _equals(text, bare=bare), needle, request, loki, facts=facts)
         return equal if compare == "=" else Filter(lambda record: not equal.matches(record), loki=_names_of([equal]))
     if field == "level" and text.upper() in LEVELS:
         limit, order = LEVELS[text.upper()], _ORDER[compare]
-        loki = logql.levels({level for level, number in LEVELS.items() if order(number, limit)})
+        wanted = frozenset(level for level, number in LEVELS.items() if order(number, limit))
         return _test(
-            path, lambda found: isinstance(found, str) and found in LEVELS and order(LEVELS[found], limit), loki=loki
+            path,
+            lambda found: isinstance(found, str) and found in wanted,
+            loki=logql.levels(wanted),
+            facts=Facts(levels=wanted),
         )
     number = _number(text) if bare and field == "duration_ms" else None
     loki = _named_in_loki(path) if number is None else logql.number_compares("jarvis.duration_ms", compare, number)
@@ -193,8 +209,30 @@ def _test(
     needle: Needle | None = None,
     request: Needle | None = None,
     loki: logql.Asked = logql.ANYTHING,
+    *,
+    facts: Facts | None = None,
 ) -> Filter:
-    return Filter(lambda record: test(look_up(record, path)), needle, request=request, loki=loki)
+    return Filter(lambda record: test(look_up(record, path)), needle, request=request, loki=loki, facts=facts)
+
+
+def _facts(field: str, text: str) -> Facts | None:
+    """What is known of records of which a field is this text."""
+    if field == "level":
+        return Facts(levels=frozenset({text})) if text in LEVELS else None
+    if field == "service":
+        return Facts(service=text)
+    return Facts(ids=frozenset({text})) if field in ID_KEYS else None
+
+
+def _first_of_each(facts: list[Facts]) -> Facts | None:
+    """What is known where all of them hold. A list may have several of the texts, so they do not exclude each other."""
+    if not facts:
+        return None
+    return Facts(
+        levels=min((one.levels for one in facts if one.levels is not None), key=len, default=None),
+        service=next((one.service for one in facts if one.service is not None), None),
+        ids=next((one.ids for one in facts if one.ids is not None), None),
+    )
 
 
 def _names_of(parts: list[Filter]) -> logql.Asked:

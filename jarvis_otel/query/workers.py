@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import signal
 import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 __all__ = ["WORKERS_MAX", "in_order", "processors"]
@@ -29,8 +31,9 @@ def in_order(work: Callable[[_Item], bytes], items: Sequence[_Item], workers: in
     """What `work` makes of each item, in their order.
 
     The workers are forks of this process, so `work` may be anything, and end when the iterator does. Each holds one
-    result until it is asked for, which bounds the memory. What a worker cannot do, because it was killed or `work`
-    raised, is done here. There are no workers in a process with several threads, which is not to be forked.
+    result, and what a pipe takes, until it is asked for, which bounds the memory. What a worker cannot do, because it
+    was killed or `work` raised, is done here. There are no workers in a process with several threads, which is not to
+    be forked.
 
     Args:
         work: Has no effect but its result.
@@ -66,6 +69,7 @@ class _Worker:
 
     def __init__(self, work: Callable[[_Item], bytes], items: Sequence[_Item], inherited: Sequence[int]) -> None:
         self.source, target = os.pipe()
+        _widen(target)
         try:
             self._pid = os.fork()
         except OSError:
@@ -96,6 +100,12 @@ class _Worker:
         os.close(self.source)
         os.kill(self._pid, signal.SIGKILL)
         os.waitpid(self._pid, 0)
+
+
+def _widen(pipe: int) -> None:
+    """Lets a worker go on to its next item while results wait to be read, as far as the system allows it."""
+    with suppress(AttributeError, OSError):
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIECE)
 
 
 def _serve(work: Callable[[_Item], bytes], items: Sequence[_Item], target: int, inherited: Sequence[int]) -> None:

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-real real-collector real-loki real-telemetrygen lint bench clean
+.PHONY: demo test test-real real-collector real-loki real-telemetrygen real-ofrep-web lint bench soak clean
 
 demo: $(STAMP)
 	$(BIN)/jarvis demo
@@ -26,6 +26,10 @@ real-loki:
 real-telemetrygen:
 	@scripts/build-real telemetrygen
 
+# OpenFeature's OFREP client for browsers, from npm.
+real-ofrep-web:
+	@scripts/ofrep-web
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,13 +39,18 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
+# Everything together for an hour, with kills, full disks and an oracle of what must hold; the disk takes root.
+SOAK_MINUTES ?= 60
+soak: $(STAMP)
+	$(BIN)/python -m tests.soak --minutes $(SOAK_MINUTES)
+
 $(STAMP): pyproject.toml constraints.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "make: $(PYTHON) is not Python 3.11 or newer; install one, or name it: make PYTHON=python3.12" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "make: $(PYTHON) lacks venv/ensurepip; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-dev.txt -e '.[collector,auto,query,telegram,web]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-dev.txt -e '.[collector,auto,etcd,query,telegram,web]'
 	@touch $@
 
 clean:

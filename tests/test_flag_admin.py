@@ -17,9 +17,9 @@ from jarvis_flags.source import FileSource
 from jarvis_otel import FeatureFlagManager
 from jarvis_otel.admin.audit import verify
 from jarvis_otel.admin.author import Author
+from jarvis_otel.admin.file_store import FileStore
 from jarvis_otel.admin.outcome import OutcomeKind
 from jarvis_otel.admin.service import FlagAdmin
-from jarvis_otel.admin.file_store import FileStore
 from tests.commands import jarvis
 
 ME = Author("ann", "cli", "because")

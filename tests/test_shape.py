@@ -42,9 +42,9 @@ def test_a_package_reads_the_environment_in_one_file(name):
     assert readers <= {"settings.py"}
 
 
-# terminal.py: NO_COLOR and FORCE_COLOR belong to the terminal; run.py, propagation.py: hand the environment on;
+# terminal.py: NO_COLOR and FORCE_COLOR belong to the terminal; run.py, up.py, propagation.py: hand the environment on;
 # activation.py: what OpenTelemetry's own auto-instrumentation is told by
-ALLOWED = {"jarvis_otel": ("terminal.py", "run.py", "demo.py", "propagation.py", "activation.py")}
+ALLOWED = {"jarvis_otel": ("terminal.py", "run.py", "up.py", "demo.py", "propagation.py", "activation.py")}
 
 
 def test_every_public_module_says_what_it_exports():

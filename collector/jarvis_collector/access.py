@@ -7,13 +7,14 @@ import ipaddress
 import secrets
 import socket
 import ssl
+from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
 from jarvis_collector.config import CollectorConfig, CollectorError, is_loopback
 
-__all__ = ["Access", "load_tls", "new_token", "read_tls", "tls_context", "token_digest"]
+__all__ = ["Access", "is_own_name", "load_tls", "new_token", "read_tls", "tls_context", "token_digest"]
 
 _TOKEN_BYTES = 32
 
@@ -67,13 +68,22 @@ class Access:
         return any(matches) and scheme.lower() == "bearer"
 
     def _is_known_host(self, host: str) -> bool:
-        """Whether a Host header may stand in a request, with any port.
+        return is_own_name(host, self._names, loopback=self._loopback)
 
-        A page in a browser can make its own name lead to this machine; then that name is what the browser sends.
-        """
-        name = host.partition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
-        name = name.strip().lower().removesuffix(".")
-        return is_loopback(name) or name in self._names or (not self._loopback and _is_address(name))
+
+def is_own_name(host: str, names: AbstractSet[str], *, loopback: bool) -> bool:
+    """Whether a Host header may stand in a request, with any port.
+
+    A page in a browser can make its own name lead to this machine; then that name is what the browser sends.
+
+    Args:
+        host: The header.
+        names: Names of the machine, in lower case, beside those of loopback.
+        loopback: Whether only this machine itself can ask; else any address will do.
+    """
+    name = host.partition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
+    name = name.strip().lower().removesuffix(".")
+    return is_loopback(name) or name in names or (not loopback and _is_address(name))
 
 
 def tls_context(config: CollectorConfig) -> ssl.SSLContext | None:

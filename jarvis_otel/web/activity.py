@@ -1,0 +1,205 @@
+"""Who changed what, when and why: the audit with its chain checked, and the changes that wait for approval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from jarvis_otel.admin.audit import AuditEntry, entries, verify
+from jarvis_otel.admin.author import Author
+from jarvis_otel.admin.outcome import Outcome, OutcomeKind
+from jarvis_otel.admin.service import ApprovalRequest
+from jarvis_otel.admin.states import change_words
+from jarvis_otel.admin.store import StoreError
+from jarvis_otel.web import api
+from jarvis_otel.web.errors import problem
+from jarvis_otel.web.pages import render
+from jarvis_otel.web.security import author
+from jarvis_otel.web.site import Site
+
+__all__ = ["operations", "routes"]
+
+PAGE_SIZE = 50
+LIMIT_MAX = 1_000
+FAULTS_MAX = 20
+
+_FILTERS = {
+    "flag": "only of this flag",
+    "who": "only by whom this is a part of the name of",
+    "via": "only from this front end: cli, telegram, web, api, file",
+    "action": "only this: enable, disable, rollout, reset, panic, promote, revert, create, edit, login",
+    "outcome": "only what ended so: applied, refused, requested, approved, written",
+}
+_STATUS = {
+    OutcomeKind.REFUSED: 403,
+    OutcomeKind.NOT_FOUND: 404,
+    OutcomeKind.CONFLICT: 409,
+    OutcomeKind.UNAVAILABLE: 503,
+}
+_ENTRY = {
+    "type": "object",
+    "required": ["at", "who", "via", "action", "flag", "outcome", "revision", "hash"],
+    "properties": {
+        "at": {"type": "string"},
+        "who": {"type": "string"},
+        "via": {"type": "string"},
+        "action": {"type": "string"},
+        "flag": {"type": "string"},
+        "old": {"type": ["object", "null"]},
+        "new": {"type": ["object", "null"]},
+        "reason": {"type": "string"},
+        "outcome": {"type": "string"},
+        "revision": {"type": "integer"},
+        "detail": {"type": "string"},
+        "hash": {"type": "string"},
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Audit:
+    """What the audit holds of what was asked for, newest first.
+
+    Attributes:
+        found: The entries of a page.
+        total: How many there are in all.
+        lines: How many lines the audit has.
+        faults: What is wrong with its chain.
+    """
+
+    found: list[AuditEntry]
+    total: int
+    lines: int
+    faults: list[str]
+
+
+def routes(site: Site) -> list[BaseRoute]:
+    """The page and what its forms post to."""
+
+    async def show(request: Request) -> Response:
+        return await _page(site, request)
+
+    async def answer(request: Request, act: Callable[[str, Author], Outcome]) -> Response:
+        form = await request.form()
+        by = author(request, str(form.get("reason", "")))
+        outcome = await run_in_threadpool(act, request.path_params["request"], by)
+        return await _page(site, request, outcome)
+
+    async def approve(request: Request) -> Response:
+        return await answer(request, site.admin.approve)
+
+    async def deny(request: Request) -> Response:
+        return await answer(request, site.admin.deny)
+
+    return [
+        Route("/activity", show, methods=["GET"]),
+        Route("/activity/requests/{request}/approve", approve, methods=["POST"]),
+        Route("/activity/requests/{request}/deny", deny, methods=["POST"]),
+    ]
+
+
+def operations(site: Site) -> list[api.Operation]:
+    """The audit for programs."""
+
+    async def audit(request: Request) -> Response:
+        query = request.query_params
+        try:
+            limit, page = _number(query, "limit", 100, LIMIT_MAX), _number(query, "page", 1, 10**9)
+            said = await run_in_threadpool(_read, site, query, limit, page)
+        except ValueError as error:
+            return problem(request, 400, str(error))
+        except StoreError as error:
+            return problem(request, 503, str(error))
+        return api.answer_json(
+            {
+                "entries": [{**asdict(entry), "hash": entry.hash} for entry in said.found],
+                "total": said.total,
+                "whole": not said.faults,
+                "faults": said.faults,
+            }
+        )
+
+    parameters = [api.Parameter(name, words) for name, words in _FILTERS.items()]
+    parameters += [
+        api.Parameter("limit", "so many of them, the newest", {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX}),
+        api.Parameter("page", "2 is those before, and so on", {"type": "integer", "minimum": 1, "maximum": 10**9}),
+    ]
+    answer = {
+        "type": "object",
+        "required": ["entries", "total", "whole", "faults"],
+        "properties": {
+            "entries": {"type": "array", "items": _ENTRY},
+            "total": {"type": "integer"},
+            "whole": {"type": "boolean"},
+            "faults": {"type": "array", "items": {"type": "string"}},
+        },
+    }
+    errors = {400: "a parameter cannot be read", 503: "the audit cannot be read"}
+    return [api.Operation("/api/audit", audit, "The audit, newest first", parameters, answer, errors)]
+
+
+async def _page(site: Site, request: Request, outcome: Outcome | None = None) -> Response:
+    query = request.query_params
+    wanted = {name: query.get(name, "") for name in _FILTERS}
+    try:
+        number = _number(query, "page", 1, 10**9)
+        audit, waiting = await run_in_threadpool(lambda: (_read(site, query, PAGE_SIZE, number), site.admin.requests()))
+    except ValueError as error:
+        return problem(request, 400, str(error))
+    except StoreError as error:
+        return problem(request, 503, str(error))
+    last = max(1, -(-audit.total // PAGE_SIZE))
+
+    def link(page: int) -> str:
+        return f"/activity?{urlencode({**{name: value for name, value in wanted.items() if value}, 'page': page})}"
+
+    status = 200 if outcome is None else _STATUS.get(outcome.kind, 200)
+    return render(
+        request,
+        "activity.html",
+        status,
+        section="/activity",
+        audit=audit,
+        words=change_words,
+        wanted=wanted,
+        narrowed=any(wanted.values()),
+        outcome=outcome,
+        waiting=[_asked(site, one) for one in waiting],
+        page=number,
+        last=last,
+        newer=link(number - 1) if number > 1 else None,
+        older=link(number + 1) if number < last else None,
+    )
+
+
+def _asked(site: Site, request: ApprovalRequest) -> dict[str, Any]:
+    state = site.admin.state(request.entry.flag)
+    return {"request": request, "words": change_words(request.entry), "now": state.state if state else "unknown"}
+
+
+def _read(site: Site, query: Mapping[str, str], limit: int, page: int) -> _Audit:
+    lines = site.store.lines()
+    tests: list[Callable[[AuditEntry], bool]] = []
+    for name in _FILTERS:
+        if want := query.get(name):
+            if name == "who":
+                tests.append(lambda entry, want=want: want.lower() in entry.who.lower())  # type: ignore[misc]
+            else:
+                tests.append(lambda entry, want=want, name=name: getattr(entry, name) == want)  # type: ignore[misc]
+    found = [entry for entry in entries(lines) if all(test(entry) for test in tests)]
+    newest = found[::-1][(page - 1) * limit : page * limit]
+    return _Audit(newest, len(found), len(lines), list(verify(lines))[:FAULTS_MAX])
+
+
+def _number(query: Mapping[str, str], name: str, default: int, most: int) -> int:
+    text = query.get(name) or str(default)
+    if not (text.isascii() and text.isdecimal()) or len(text) > 10 or not 1 <= int(text) <= most:
+        raise ValueError(f"{name}: got {text[:40]!r}, want a number from 1 to {most}")
+    return int(text)

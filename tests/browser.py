@@ -7,12 +7,11 @@ import contextlib
 import os
 import re
 import shutil
-import subprocess
-import sys
-import threading
 from pathlib import Path
 
 import pytest
+
+from tests.web_servers import web_server
 
 ARGUMENTS = [
     "--no-sandbox",  # as root, Chromium does not start with it
@@ -98,24 +97,5 @@ def serious_faults(page):
 @contextlib.contextmanager
 def jarvis_web(*arguments, **environment):
     """`jarvis web` as a process of its own; gives its login URL."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "jarvis_otel.cli.main", "web", "--port", "0", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **environment},
-    ) as child:
-        said = []
-        reader = threading.Thread(target=lambda: said.extend(child.stderr), daemon=True)
-        reader.start()
-        try:
-            for line in child.stdout:
-                if (found := re.search(r"http://\S+/login\?t=\S+", line)) is not None:
-                    break
-            else:
-                raise AssertionError(f"jarvis web did not start: {''.join(said)}")
-            yield found[0]
-        finally:
-            child.terminate()
-            child.wait(10)
-            reader.join(5)
+    with web_server(*arguments, **environment) as server:
+        yield server.login_url

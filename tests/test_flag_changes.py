@@ -20,6 +20,7 @@ from jarvis_otel.admin.author import Author, Role
 from jarvis_otel.admin.file_store import FileStore
 from jarvis_otel.admin.outcome import OutcomeKind
 from jarvis_otel.admin.service import FlagAdmin
+from jarvis_otel.admin.store import Note
 from tests.commands import jarvis
 
 ANN, BOB, EVE = (Author(who, "cli", f"{who} wants it") for who in ("ann", "bob", "eve"))
@@ -149,6 +150,16 @@ def test_three_approvals_count_each_person_once(admin):
     assert [request.people for request in admin.requests()] == [("ann", "bob")]
     assert admin.approve(asked.request, EVE).applied
     assert admin.requests() == []
+
+
+def test_two_who_approve_at_the_same_time_leave_nothing_that_nobody_can_finish(admin, state):
+    asked = admin.enable("SIX_EYES", ANN, confirmed=True)
+    store = FileStore(state)
+    for who in (BOB, BOB, EVE):
+        # as it is where each read the audit before the other wrote into it
+        store.note(who, lambda: [Note("enable", "SIX_EYES", "approved", request=asked.request)])
+    assert [request.people for request in admin.requests()] == [("ann", "bob", "eve")]
+    assert admin.approve(asked.request, BOB).applied
 
 
 def test_a_request_is_void_once_the_flag_changed_and_off_needs_no_approval(admin):

@@ -120,6 +120,9 @@ class FileStore:
                 self._keep(b"".join(line + b"\n" for line in new), overrides, off_only=False)
             return len(new)
 
+    def turn(self, name: str) -> None:
+        """There is one machine, which settles it by itself."""
+
     def recover(self) -> None:
         """Brings a state that a killed process left behind its audit, or that was lost, up to the audit.
 

@@ -71,6 +71,9 @@ class MemoryStore:
         """The lines of the audit, oldest first."""
         return [entry.to_line().rstrip(b"\n") for entry in self._entries]
 
+    def turn(self, name: str) -> None:
+        """There is one machine, which settles it by itself."""
+
     def recover(self) -> None:
         """There is nothing that a process could leave behind."""
 

@@ -121,7 +121,7 @@ class FlagAdmin:
                 )
             elif entry.outcome == "approved" and entry.request in waiting:
                 request = waiting[entry.request]
-                waiting[entry.request] = replace(request, people=(*request.people, entry.who))
+                waiting[entry.request] = replace(request, people=_with(request.people, entry.who))
             elif entry.outcome == "refused" and entry.request:
                 waiting.pop(entry.request, None)
             elif entry.outcome == "applied":
@@ -337,10 +337,10 @@ class FlagAdmin:
         checked = replace(author, reason=author.reason or asked.reason)
         if (stop := self._stop(asked.action, asked.flag, checked, confirmed=True)) is not None:
             return stop
-        if author.who in request.people:
+        if author.who in request.people and len(request.people) < request.wanted:
             why = f"{asked.flag}: {author.who} is for it already; it takes {request.wanted} different people"
             return self._refuse(asked.action, asked.flag, author, why)
-        people = (*request.people, author.who)
+        people = _with(request.people, author.who)
         if len(people) < request.wanted:
             note = Note(asked.action, asked.flag, "approved", "", asked.old, asked.new, request.id)
             return self._asked_for(author, note, f"{asked.flag}: {len(people)} of {request.wanted} people are for it")
@@ -432,7 +432,14 @@ class FlagAdmin:
         except (ValueError, OSError) as error:
             return self._refuse("promote", flag_id, author, str(error), OutcomeKind.INVALID)
         self._source.reload()
-        self._edits().note(author, "promote")
+        made = self._edits().note(author, "promote")
+        if self._source.settings.store != "files":
+            # the files of the other machines say what they said
+            words = (
+                f"{flag_id} is written into {file.name} of this machine; what was set at run time stays: bring the "
+                f"file to the other machines, then: jarvis flags reset {flag_id}"
+            )
+            return Outcome(OutcomeKind.APPLIED, words, tuple(made))
 
         def edit(state: OverrideSet) -> Mapping[str, Override | None]:
             if state.overrides.get(flag_id) != override:
@@ -730,6 +737,11 @@ class FlagAdmin:
 
 
 _NOT_FOR_VIEWERS = "viewers look at flags and change none"
+
+
+def _with(people: tuple[str, ...], who: str) -> tuple[str, ...]:
+    """Each person once, whatever they did at the same time."""
+    return tuple(dict.fromkeys((*people, who)))
 
 
 def _percentage(override: Override | None) -> float | None:

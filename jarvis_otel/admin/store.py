@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from jarvis_flags.overrides import Override, OverrideSet
 from jarvis_otel.admin.audit import AuditEntry
 from jarvis_otel.admin.author import Author
+from jarvis_otel.alerts.turn import Turn
 
 __all__ = ["Edit", "FlagStore", "Note", "SeenProcess", "StoreError", "applied", "noted", "now"]
 
@@ -139,6 +140,17 @@ class FlagStore(Protocol):
 
         Raises:
             StoreError: It cannot be read.
+        """
+        ...
+
+    def turn(self, name: str) -> Turn | None:
+        """The turn of one process of all that share the store.
+
+        Args:
+            name: What only one does.
+
+        Returns:
+            None where they are all on one machine, which settles it by itself.
         """
         ...
 

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
+from jarvis_collector.config import is_loopback
 from jarvis_flags.settings import SettingsSource
 from jarvis_otel.admin.author import Role
 
@@ -45,6 +46,7 @@ ALERTS = ("flag_changed", "approval", "flag_expiring", "error_rate", "collector"
 
 _TELEGRAM_API = "https://api.telegram.org/bot"
 _TOKEN = re.compile(r"\d{1,20}:[A-Za-z0-9_-]{1,100}")
+_ID = re.compile(r"-?[0-9]{1,19}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -118,8 +120,8 @@ def read_fronts(source: SettingsSource) -> dict[str, Any]:
         "reason_always": source.choice("reason_required", ("dangerous", "always"), "dangerous") == "always",
         "telegram": TelegramSettings(
             token=_telegram_token(source),
-            admins=_ids(source, "telegram_admins"),
-            api_url=source.text("telegram_api_url") or _TELEGRAM_API,
+            admins=tuple(one for one in _ids(source, "telegram_admins") if _is_person(source, one)),
+            api_url=_telegram_api(source),
         ),
         "web": WebSettings(
             host=source.text("web_host") or WebSettings.host,
@@ -144,7 +146,11 @@ def read_fronts(source: SettingsSource) -> dict[str, Any]:
 def _roles(source: SettingsSource) -> Mapping[str, Role]:
     roles = {}
     for who, word in source.mapping("roles").items():
-        if word in tuple(Role):
+        if str(who).startswith("tg:") and not str(who)[3:].isdecimal():
+            source.problems.append(
+                f"{source.file}: roles.{who}: want the numeric id, which @userinfobot tells; user names change hands"
+            )
+        elif word in tuple(Role):
             roles[str(who)] = Role(word)
         else:
             source.problems.append(f"{source.file}: roles.{who}: got {word!r}, want one of {', '.join(Role)}")
@@ -172,11 +178,29 @@ def _telegram_token(source: SettingsSource) -> str:
 def _ids(source: SettingsSource, key: str) -> tuple[int, ...]:
     ids = []
     for text in source.names(key):
-        if text.lstrip("-").isdecimal():
+        if _ID.fullmatch(text):
             ids.append(int(text))
         else:
             source.problems.append(f"{key}: got {text!r}, want numeric ids with commas between them")
     return tuple(ids)
+
+
+def _is_person(source: SettingsSource, number: int) -> bool:
+    if number <= 0:
+        source.problems.append(f"telegram_admins: {number} is a group; want the ids of people, which @userinfobot tells")
+    return number > 0
+
+
+def _telegram_api(source: SettingsSource) -> str:
+    url = source.text("telegram_api_url") or _TELEGRAM_API
+    if not is_http_url(url) or not urlsplit(url).path.endswith("/bot") or not url.endswith("/bot"):
+        # the token follows at once: behind anything else it would become a part of the host, or of a query
+        source.problems.append("telegram_api_url: want a URL of http or https that ends with /bot")
+    elif urlsplit(url).scheme != "https" and not is_loopback(urlsplit(url).hostname or ""):
+        source.problems.append("telegram_api_url: http would send the token in clear: want https")
+    else:
+        return url
+    return _TELEGRAM_API
 
 
 def _web_tokens(source: SettingsSource) -> Mapping[str, tuple[str, Role]]:

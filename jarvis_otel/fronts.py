@@ -57,7 +57,7 @@ def open_front(settings: Settings, service: str, ends: ExitStack, *, flush: floa
         ends.callback(pipeline.shutdown, flush)
     admin = FlagAdmin(source, store, tell=announce, reason_always=settings.reason_always)
     ends.callback(admin.follow_file())
-    alerts = Alerts(settings, source)
+    alerts = Alerts(settings, source, turn=store.turn("alerts"))
     alerts.start()
     ends.callback(alerts.stop)
     return Front(source, store, admin, alerts)

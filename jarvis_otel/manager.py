@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from jarvis_otel.admin.author import Author
     from jarvis_otel.admin.outcome import Outcome
     from jarvis_otel.admin.service import FlagAdmin
+    from jarvis_otel.admin.store import FlagStore
     from jarvis_otel.testing import FlagOverride
 
 __all__ = ["FeatureFlagManager", "announce"]
@@ -71,6 +72,7 @@ class FeatureFlagManager:
         self._in_memory = path is None and settings is None
         self._source: FlagSource | None = None
         self._opening = threading.RLock()
+        self._store: FlagStore | None = None
         self._admin: FlagAdmin | None = None
         self._provider: YamlFlagProvider | None = None
         self._listeners: tuple[tuple[str, Callable[[str, bool, bool], Any]], ...] = ()
@@ -137,9 +139,9 @@ class FeatureFlagManager:
     @property
     def admin(self) -> FlagAdmin:
         """The service that changes its flags."""
-        from jarvis_flags.source import FileSource, MemorySource  # noqa: PLC0415
+        from jarvis_flags.source import MemorySource  # noqa: PLC0415
+        from jarvis_otel.admin.memory_store import MemoryStore  # noqa: PLC0415
         from jarvis_otel.admin.service import FlagAdmin  # noqa: PLC0415 - few processes change flags
-        from jarvis_otel.admin.store import FileStore, MemoryStore  # noqa: PLC0415
 
         source = self.source
         with self._opening:
@@ -147,13 +149,13 @@ class FeatureFlagManager:
                 if isinstance(source, MemorySource):
                     self._admin = FlagAdmin(source, MemoryStore(source), tell=announce, seen_wait=0)
                 else:
-                    assert isinstance(source, FileSource)
-                    self._admin = FlagAdmin(source, FileStore(source.settings.flags_state_dir), tell=announce)
+                    assert self._store is not None
+                    self._admin = FlagAdmin(source, self._store, tell=announce)
             return self._admin
 
     def _open(self) -> FlagSource:
         from jarvis_flags.settings import FlagSettings  # noqa: PLC0415
-        from jarvis_flags.source import FileSource, MemorySource  # noqa: PLC0415
+        from jarvis_flags.source import MemorySource  # noqa: PLC0415
 
         with self._opening:
             if self._source is None:
@@ -166,12 +168,12 @@ class FeatureFlagManager:
 
                         settings = replace(settings, flags_file=Path(self._path).absolute(), flags_file_named=True)
                     from jarvis_otel.admin.file_edits import FileEdits  # noqa: PLC0415 - not before there are flags
-                    from jarvis_otel.admin.store import FileStore  # noqa: PLC0415
+                    from jarvis_otel.admin.opening import open_flags  # noqa: PLC0415
 
-                    store = FileStore(settings.flags_state_dir)
-                    store.recover()
-                    self._source = FileSource(settings, watch=True, service=self._service or settings.service)
-                    FileEdits(self._source, store, announce).follow()
+                    service = self._service or settings.service
+                    source, self._store = open_flags(settings, watch=True, service=service, tell=announce)
+                    self._source = source
+                    FileEdits(source, self._store, announce).follow()
                 self._source.subscribe(self._tell)
                 if RUNTIME.flag_source is not None and RUNTIME.manager is self:
                     RUNTIME.flag_source = self._source
@@ -452,19 +454,14 @@ class FeatureFlagManager:
         Returns:
             Whether it was added; why not is logged.
         """
-        from jarvis_flags.source import FileSource, MemorySource  # noqa: PLC0415
+        from jarvis_flags.source import MemorySource  # noqa: PLC0415
 
         source = self.source
+        if not isinstance(source, MemorySource):
+            return self._applied(self.admin.create(definition, _author(None, "")))
         try:
-            if isinstance(source, MemorySource):
-                source.put(definition)
-            else:
-                assert isinstance(source, FileSource)
-                from jarvis_flags.edit import add_flag  # noqa: PLC0415 - few processes write flag files
-
-                add_flag(source.settings.flags_file, definition)
-                source.reload()
-        except (ValueError, OSError) as error:
+            source.put(definition)
+        except ValueError as error:
             _logger.warning("%s was not created: %s", definition.id, error)
             return False
         return True
@@ -547,7 +544,9 @@ def announce(entry: AuditEntry) -> None:
         "jarvis.change.actor": entry.who,
         "jarvis.change.via": entry.via,
         "jarvis.change.reason": entry.reason,
-        "jarvis.change.audit_hash": entry.hash,
+        # what is off on one machine only has no entry in the audit yet
+        "jarvis.change.outcome": "pending" if entry.outcome == "pending" else "",
+        "jarvis.change.audit_hash": "" if entry.outcome == "pending" else entry.hash,
     }
     emit_event(
         "jarvis_flags",

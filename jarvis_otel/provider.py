@@ -9,6 +9,7 @@ from typing import Any
 from openfeature.hook import Hook
 
 from jarvis_flags.provider import YamlFlagProvider as _YamlFlagProvider
+from jarvis_flags.source import FileSource
 from jarvis_otel.flag_hook import EvaluationHook
 
 __all__ = ["YamlFlagProvider"]
@@ -27,3 +28,10 @@ class YamlFlagProvider(_YamlFlagProvider):
         self, path: str | os.PathLike[str] | None = None, *, hooks: Sequence[Hook] = (), **options: Any
     ) -> None:
         super().__init__(path, hooks=[*hooks, EvaluationHook()], **options)
+
+    def _open(self) -> FileSource:
+        """Opens its flag file; where run-time state is in etcd it follows that."""
+        from jarvis_otel.admin.opening import open_flags  # noqa: PLC0415 - few processes have a provider of this kind
+
+        settings = self._settings_in_force()
+        return open_flags(settings, watch=True, service=settings.service)[0]

@@ -97,6 +97,7 @@ class BotApi:
         revoked: Whether the token is refused from now on.
         down: Whether connections are closed without an answer.
         down_after_updates: Whether that begins as soon as the bot was given an update.
+        hanging: Methods that are not answered until they are taken out again.
         turned_away: How many connections were.
         refused: The calls that were answered with an error.
     """
@@ -112,6 +113,7 @@ class BotApi:
         self.revoked = self.down = False
         self.turned_away = 0
         self.down_after_updates = False
+        self.hanging: set[str] = set()
         self._changed = threading.Condition()
         self._updates: list[dict[str, Any]] = []
         self._ids = itertools.count(1_000)
@@ -293,6 +295,9 @@ class BotApi:
             return self._get_updates(params)
         with self._changed:
             self.calls.append((method, params))
+            self._changed.notify_all()
+            while method in self.hanging and not self.down:
+                self._changed.wait(0.05)
             try:
                 return getattr(self, f"_{method}", self._unknown)(params)
             finally:

@@ -68,6 +68,12 @@ class Peer:
         self._output = home / f"{Path(command[0]).name}.out"
 
     @property
+    def pid(self) -> int:
+        """Of the process that runs."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def output(self) -> str:
         return self._output.read_text()
 

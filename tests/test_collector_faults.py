@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -289,6 +289,22 @@ def test_a_disk_that_is_full_and_freed_again_costs_no_obligation(tmp_path, small
     finally:
         oracle.close()
     assert result.good, result
+
+
+def test_a_collector_that_is_started_on_a_full_disk_answers_503_and_goes_on_when_there_is_room(start, small_disk):
+    process = start(small_disk / "logs")
+    assert request(process, body=logs("before")).status == 200
+    process.end(signal.SIGKILL)
+    filler = small_disk / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    process.start()
+    response = request(process, body=logs("x" * 500_000))
+    assert (response.status, response.headers["Retry-After"]) == (503, "2")
+    filler.unlink()
+    assert request(process, body=logs("after")).status == 200
+    assert messages_in(process.log_dir) == ["before", "after"]
 
 
 def test_a_disk_that_becomes_read_only_is_503_and_its_return_heals_it(start, tmp_path):

@@ -269,6 +269,35 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_state_and_a_whole_chain(
     assert read_overrides(state).overrides["PLAIN"].state == applied[-1].new["state"]
 
 
+def test_a_process_that_hangs_is_waited_for_once_and_delays_no_off_after_it(admin, state):
+    asked = []
+
+    class Counted(FileStore):
+        def processes(self):
+            asked.append(1)
+            return super().processes()
+
+    code = "from jarvis_flags.settings import FlagSettings; from jarvis_flags.source import FileSource; import time; "
+    code += "FileSource(FlagSettings.load(), watch=True, service='x'); print(flush=True); time.sleep(60)"
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        child.stdout.readline()
+        deadline = time.monotonic() + 10
+        while not FileStore(state).processes() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        child.send_signal(signal.SIGSTOP)
+        waiting = FlagAdmin(FileSource(FlagSettings.load()), Counted(state), seen_wait=0.5)
+        assert waiting.enable("PLAIN", ME).message.endswith("seen by 0 of 1 running processes")
+        assert len(asked) > 1
+        asked.clear()
+        for _ in range(5):
+            assert waiting.disable("PLAIN", ME).message.endswith("seen by 0 of 1 running processes")
+        assert len(asked) == 5, "each looked once and waited for nothing"
+    finally:
+        child.kill()
+        child.communicate()
+
+
 def test_a_change_is_seen_by_the_running_processes_and_the_answer_says_so(admin, flag_file, state):
     code = """
         import time

@@ -398,6 +398,21 @@ def test_a_tap_that_telegram_finds_too_old_turns_nothing_on(api, bot, own_projec
     api.refused.clear()
 
 
+def test_taps_whose_age_a_slow_telegram_does_not_say_turn_nothing_on_and_an_off_waits_for_one_of_them(
+    api, bot, own_project
+):
+    page = api.asked(ANN, "/flag PLAIN", "PLAIN is off")
+    api.hanging.add("answerCallbackQuery")
+    for _ in range(9):
+        api.tap(ANN, page, "Turn on")
+    api.say(ANN, "/flag_disable UI")
+    api.wait(lambda: "UI" in overrides(own_project))
+    assert sum(method == "answerCallbackQuery" for method, _ in api.calls) == 1
+    api.wait(lambda: "does not say how old the tap is" in page["text"])
+    assert "PLAIN" not in overrides(own_project)
+    api.hanging.clear()
+
+
 def test_a_killed_bot_loses_no_off_and_turns_nothing_on_twice(api, flag_file, own_project):
     flag_file(FLAGS)
     with running(api) as bot:
@@ -587,6 +602,10 @@ def test_a_signal_ends_it_also_while_a_change_waits_for_a_lock_and_loses_no_off(
         ({"JARVIS_TELEGRAM_TOKEN": "nonsense"}, "is no bot token"),
         ({"JARVIS_TELEGRAM_ADMINS": ""}, "nobody may use the bot"),
         ({"JARVIS_TELEGRAM_API_URL": "http://bots.example/bot"}, "would send the token in clear"),
+        ({"JARVIS_TELEGRAM_API_URL": "https://bots.example"}, "want a URL of http or https that ends with /bot"),
+        ({"JARVIS_TELEGRAM_API_URL": "https://bots.example?to=/bot"}, "that ends with /bot"),
+        ({"JARVIS_TELEGRAM_ADMINS": "--5"}, "got '--5', want numeric ids"),
+        ({"JARVIS_TELEGRAM_ADMINS": "-1001234"}, "-1001234 is a group; want the ids of people"),
     ],
 )
 def test_what_is_missing_is_one_line_and_exit_2(api, environ, words):

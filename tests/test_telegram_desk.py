@@ -1,6 +1,7 @@
 """What the bot says and when it still counts, without Telegram: texts, times, roles, limits."""
 
 import re
+import stat
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +19,7 @@ from jarvis_otel.telegram import texts
 from jarvis_otel.telegram.desk import Desk, Sent, Tapped
 from jarvis_otel.telegram.pending import Change, NotPendingError, Pending
 from jarvis_otel.telegram.people import People, Quota
+from jarvis_otel.telegram.polling import Bookmark
 from jarvis_otel.telegram.secrecy import without_token
 from tests.bot_api import TOKEN, check_keyboard, plain_text
 from tests.telegram_bots import ANN, BOB, FLAGS, audit, overrides
@@ -120,6 +122,15 @@ def test_off_by_any_command_is_done_whatever_its_age_and_however_many(desk, own_
     assert "PLAIN is off" in answer.toast
 
 
+def test_what_only_looks_is_left_to_another_thread_so_that_no_off_waits_for_it(desk, own_project):
+    me = Sent(ANN, private=True)
+    looks = [desk.command(me, *asked) for asked in (("flags", ""), ("flag", "UI"), ("flag_history", "UI"), ("web", ""))]
+    looks += [desk.tap(me, data).look for data in ("jf:l:all:0", "jf:f:UI", "jf:h:0:UI")]
+    assert all(map(callable, looks))
+    assert desk.tap(me, "jf:0:UI").page is not None
+    assert "<b>off</b>" in looks[1]().html, "it looks when its turn has come"
+
+
 def test_an_author_who_may_only_turn_off_may_do_that_alone(desk, own_project):
     admin = desk._admin
     author = Author("x", "api", only_off="not now")
@@ -141,6 +152,19 @@ def test_pending_changes_are_bounded_and_the_oldest_are_forgotten(clock):
     with pytest.raises(NotPendingError, match="restarted"):
         pending.take(nonces[0], ANN)
     assert pending.take(nonces[-1], ANN).flag == "F1000"
+
+
+def test_an_update_that_was_begun_is_known_to_every_process_whatever_ends_it(tmp_path):
+    path = tmp_path / "telegram" / "update"
+    mine, other = Bookmark(path), Bookmark(path)
+    assert mine.read() == 0
+    mine.begin(1_000)
+    mine.begin(7)  # after a week without updates their numbers begin anew
+    assert other.read() == 7
+    assert stat.S_IMODE(path.stat().st_mode) & 0o137 == 0
+    size = path.stat().st_size
+    mine.begin(2**53)
+    assert path.stat().st_size == size, "it is never cut, so a kill in between leaves the one before"
 
 
 def test_a_quota_is_refilled_with_time_and_counts_what_was_over(clock):
@@ -210,6 +234,15 @@ def test_any_text_makes_a_message_that_telegram_takes(text, count, page, chosen)
         check_keyboard({"inline_keyboard": buttons})
 
 
+@pytest.mark.parametrize("char", ["\N{GRINNING FACE}", "&", "\U000e0041", "x"])
+def test_the_longest_texts_make_a_message_that_telegram_takes(char):
+    text = char * 4_000
+    outcome = Outcome(OutcomeKind.REFUSED, text)
+    pages = [texts.note_page(text), texts.outcome_page(outcome, text), texts.question_page(outcome, "n" * 16, 120)]
+    for page in [*pages, texts.output_page(text, text), texts.link_page(text, 60)]:
+        assert len(plain_text(page.html).encode("utf-16-le")) // 2 <= 4096
+
+
 @given(text=ANYTHING)
 def test_a_question_is_told_from_any_other_message(text):
     outcome = Outcome(OutcomeKind.NEEDS_REASON, text)
@@ -220,7 +253,7 @@ def test_a_question_is_told_from_any_other_message(text):
 @given(before=ANYTHING, after=ANYTHING)
 def test_no_token_is_left_in_a_text(before, after):
     secret = TOKEN.partition(":")[2]
-    for form in (TOKEN, TOKEN.replace(":", "%3A")):
+    for form in (TOKEN, TOKEN.replace(":", "%3A"), secret):
         assert secret not in without_token(f"{before}{form}{after}{form}", TOKEN)
 
 
@@ -229,6 +262,9 @@ def test_roles_name_viewers_and_beat_the_list_of_admins(own_project, monkeypatch
         f"roles: {{'tg:{BOB}': viewer, 'tg:7': editor, 'tg:x': admin, ann: admin}}\n"
     )
     monkeypatch.setenv("JARVIS_TELEGRAM_ADMINS", f"{ANN},{BOB}")
-    people = People(Settings.load())
+    loaded = Settings.load()
+    [problem] = loaded.problems
+    assert "roles.tg:x: want the numeric id" in problem
+    people = People(loaded)
     assert [people.role(person) for person in (ANN, BOB, 7, 8)] == [Role.ADMIN, Role.VIEWER, Role.EDITOR, None]
     assert people.with_role(Role.ADMIN) == [ANN]

@@ -250,8 +250,10 @@ def locked(log_dir: Path) -> Iterator[None]:
             raise CollectorError(
                 f"another collector (pid {owner or 'unknown'}) writes in {log_dir}; stop it or choose another --dir"
             ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        with suppress(OSError):
+            # only who is asked about it needs the number; on a full disk the collector starts, and answers 503
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(fd)
@@ -272,5 +274,7 @@ def _repair(path: Path) -> Range:
         if covered < size:
             file.seek(covered)
             range_ = widened(range_, file)
-            write_sidecar(path, size, range_)
+            with suppress(OSError):
+                # without a sidecar the file is only read more often
+                write_sidecar(path, size, range_)
     return range_

@@ -7,10 +7,13 @@ what can turn something on.
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import ParamSpec
 
 from jarvis_flags.buckets import threshold
 from jarvis_flags.evaluate import read_pin
@@ -59,6 +62,24 @@ class _ConflictError(Exception):
 _Change = Callable[[Override | None], Override | None]
 """From a flag's override as it stands to the new one; None is none."""
 
+_Words = Callable[[Override | None], str]
+"""From the override that was set to what a person is told of it."""
+
+_P = ParamSpec("_P")
+
+
+def _answers(method: Callable[_P, Outcome]) -> Callable[_P, Outcome]:
+    """A method that answers where the store cannot, and raises nothing."""
+
+    @functools.wraps(method)
+    def answered(*args: _P.args, **kwargs: _P.kwargs) -> Outcome:
+        try:
+            return method(*args, **kwargs)
+        except StoreError as error:
+            return Outcome(OutcomeKind.UNAVAILABLE, str(error))
+
+    return answered
+
 
 class FlagAdmin:
     """Changes flags at run time.
@@ -85,6 +106,7 @@ class FlagAdmin:
         self._tell = tell
         self._seen_wait = seen_wait
         self._reason_always = reason_always
+        self._late: frozenset[str] = frozenset()
 
     # --- looking ---
 
@@ -124,7 +146,7 @@ class FlagAdmin:
                 waiting[entry.request] = replace(request, people=_with(request.people, entry.who))
             elif entry.outcome == "refused" and entry.request:
                 waiting.pop(entry.request, None)
-            elif entry.outcome == "applied":
+            elif entry.outcome in ("applied", "written"):
                 # a flag that changed since is not the flag that somebody asked about
                 waiting = {key: request for key, request in waiting.items() if request.entry.flag != entry.flag}
         now = time.time()
@@ -132,6 +154,7 @@ class FlagAdmin:
 
     # --- changing ---
 
+    @_answers
     def enable(
         self,
         flag_id: str,
@@ -161,32 +184,39 @@ class FlagAdmin:
         def change(override: Override | None) -> Override:
             return Override("on", percentage=_percentage(override), variant=variant, expires_at=_moment(lasts))
 
-        def words() -> str:
+        def words(override: Override | None) -> str:
             if variant:
-                return f"{flag_id} gives {variant} to everyone{_until(self._override(flag_id))}"
-            return self._enabled_words(flag_id, flag)
+                return f"{flag_id} gives {variant} to everyone{_until(override)}"
+            return _enabled_words(flag_id, flag, override)
 
         return self._turn_on("enable", flag_id, author, change, words, confirmed=confirmed, expected=expected)
 
+    @_answers
     def disable(self, flag_id: str, author: Author, *, lasts: float | None = None) -> Outcome:
         """Turns a flag off for everyone, whatever else is set: the kill switch.
 
         Args:
             flag_id: The flag.
             author: Who, why and from where.
-            lasts: Seconds after which it lapses by itself; None never does.
+            lasts: Seconds after which it lapses by itself; None never does. A guarded flag (dangerous, or one that
+                takes approvals) stays limited for as long as it was: its end turns nothing on that nobody confirmed.
         """
         flag_id = storable(flag_id)
         if self._knows_flags and not self._exists(flag_id):
             return self._not_found("disable", flag_id, author)
-        words = f"{flag_id} is off for everyone"
-        if not self._knows_flags:
-            words += "; no flag file could be read, so whether there is such a flag is not known"
+        unknown = "; no flag file could be read, so whether there is such a flag is not known"
 
         def change(override: Override | None) -> Override:
-            return Override("off", percentage=_percentage(override), expires_at=_moment(lasts))
+            off = Override("off", percentage=_percentage(override), expires_at=_moment(lasts))
+            return self._no_sooner(flag_id, author, override, off)
 
-        return self._turn_off("disable", flag_id, author, change, lambda: words + _until(self._override(flag_id)))
+        def words(override: Override | None) -> str:
+            said = f"{flag_id} is off for everyone{_until(override)}"
+            if lasts is not None and override is not None and override.expires_at is None:
+                said += "; it does not lapse, for that would turn it on unasked: what stood before had no end"
+            return said if self._knows_flags else said + unknown
+
+        return self._turn_off("disable", flag_id, author, change, words)
 
     def toggle(
         self,
@@ -203,6 +233,7 @@ class FlagAdmin:
             return self.disable(flag_id, author, lasts=lasts)
         return self.enable(flag_id, author, confirmed=confirmed, lasts=lasts, expected=expected)
 
+    @_answers
     def rollout(
         self,
         flag_id: str,
@@ -234,8 +265,8 @@ class FlagAdmin:
             why = f"{flag_id} splits its users over variants: change its weights in the file"
             return self._refuse("rollout", flag_id, author, why)
 
-        def words() -> str:
-            return f"{flag_id} is on for {percent:g} % of users{_until(self._override(flag_id))}"
+        def words(override: Override | None) -> str:
+            return f"{flag_id} is on for {percent:g} % of users{_until(override)}"
 
         def change(_: Override | None) -> Override:
             return Override("on", percentage=percent, expires_at=_moment(lasts))
@@ -244,14 +275,17 @@ class FlagAdmin:
             return self._turn_on("rollout", flag_id, author, change, words, confirmed=confirmed, expected=expected)
 
         def lower(override: Override | None) -> Override:
-            if flag is None or not _lowers(flag, override, percent):
+            new = change(override)
+            if flag is None or not _lowers(flag, override, new):
                 raise _ConflictError
-            return change(override)
+            return new
 
-        if flag is not None and _lowers(flag, self._override(flag_id), percent):
+        old = self._override(flag_id)
+        if flag is not None and _lowers(flag, old, change(old)):
             return self._turn_off("rollout", flag_id, author, lower, words, otherwise=set_it)
         return set_it()
 
+    @_answers
     def reset(self, flag_id: str, author: Author, *, confirmed: bool = False, expected: str | None = None) -> Outcome:
         """Removes what was set at run time: the file decides again.
 
@@ -271,6 +305,7 @@ class FlagAdmin:
             return Outcome(OutcomeKind.APPLIED, f"nothing was set for {flag_id} at run time; the file decides")
         return self._restore("reset", flag_id, author, None, confirmed=confirmed, expected=expected)
 
+    @_answers
     def revert(
         self, flag_id: str, revision: int, author: Author, *, confirmed: bool = False, expected: str | None = None
     ) -> Outcome:
@@ -299,16 +334,16 @@ class FlagAdmin:
             override = None  # it would have lapsed by now
         return self._restore("revert", flag_id, author, override, confirmed=confirmed, expected=expected)
 
+    @_answers
     def panic(self, author: Author) -> Outcome:
         """Turns every dangerous flag off at once."""
         if author.role is Role.VIEWER:
             return self._refuse("panic", "*", author, _NOT_FOR_VIEWERS)
         snapshot = self._source.snapshot
         if not self._knows_flags:
-            why = next((str(problem) for problem in snapshot.problems), "there is no flag")
-            return Outcome(
-                OutcomeKind.UNAVAILABLE, f"which flags are dangerous is not known: {why}; disable them by name"
-            )
+            problem = next((str(problem) for problem in snapshot.problems), "there is no flag")
+            why = f"which flags are dangerous is not known: {problem}; disable them by name"
+            return self._refuse("panic", "*", author, why, OutcomeKind.UNAVAILABLE)
         dangerous = [flag_id for flag_id, flag in snapshot.definitions.items() if flag.dangerous]
         dangerous += [flag_id for flag_id, bad in snapshot.bad.items() if bad.dangerous and flag_id not in dangerous]
         if not dangerous:
@@ -320,8 +355,9 @@ class FlagAdmin:
             }
 
         words = f"{len(dangerous)} dangerous flags are off: {', '.join(dangerous)}"
-        return self._commit("panic", author, edit, lambda: words, off_only=True)
+        return self._commit("panic", author, edit, lambda _: words, off_only=True)
 
+    @_answers
     def approve(self, request_id: str, author: Author) -> Outcome:
         """Approves a change that somebody else asked for; with the last approval that it takes it is made.
 
@@ -329,7 +365,7 @@ class FlagAdmin:
             request_id: The id of the request.
             author: Who; the reason is that of the request where none is given.
         """
-        request = next((one for one in self.requests() if one.id == storable(request_id)), None)
+        request = self._request(request_id)
         if request is None:
             return self._no_request(request_id)
         asked = request.entry
@@ -353,7 +389,7 @@ class FlagAdmin:
 
         def edit(state: OverrideSet) -> Mapping[str, Override | None]:
             old = state.overrides.get(asked.flag)
-            if (None if old is None else old.to_dict()) != asked.old:
+            if (None if old is None else old.to_dict()) != asked.old or self._request(request.id) is None:
                 raise _ConflictError
             return {asked.flag: override}
 
@@ -361,12 +397,13 @@ class FlagAdmin:
             asked.action,
             checked,
             edit,
-            lambda: f"{asked.flag}: {override_words(asked.new)}, {detail}",
+            lambda _: f"{asked.flag}: {override_words(asked.new)}, {detail}",
             flag_id=asked.flag,
             detail=detail,
             request=request.id,
         )
 
+    @_answers
     def deny(self, request_id: str, author: Author) -> Outcome:
         """Refuses, or takes back, a change that waits for approval.
 
@@ -374,17 +411,14 @@ class FlagAdmin:
             request_id: The id of the request.
             author: Who and why.
         """
-        request = next((one for one in self.requests() if one.id == storable(request_id)), None)
+        request = self._request(request_id)
         if request is None:
             return self._no_request(request_id)
         if author.role is Role.VIEWER:
             return self._refuse(request.entry.action, request.entry.flag, author, _NOT_FOR_VIEWERS)
         asked = request.entry
         note = Note(asked.action, asked.flag, "refused", f"denied by {author.who}", asked.old, asked.new, request.id)
-        try:
-            made = self._store.note(author, lambda: [note])
-        except StoreError as error:
-            return Outcome(OutcomeKind.UNAVAILABLE, str(error))
+        made = self._store.note(author, lambda: [note])
         return Outcome(OutcomeKind.APPLIED, f"{asked.flag}: the request of {asked.who} is denied", tuple(made))
 
     def decline(self, action: str, flag_id: str, author: Author, why: str = "not confirmed") -> None:
@@ -401,6 +435,7 @@ class FlagAdmin:
 
     # --- the flag file ---
 
+    @_answers
     def promote(self, flag_id: str, author: Author) -> Outcome:
         """Writes what was set at run time into the flag file, whose comments stay; everyone gets what they got.
 
@@ -447,8 +482,9 @@ class FlagAdmin:
             return {flag_id: None}
 
         words = f"{flag_id} is written into {file.name} as {override_words(override.to_dict())}, for every environment"
-        return self._commit("promote", author, edit, lambda: words, flag_id=flag_id)
+        return self._commit("promote", author, edit, lambda _: words, flag_id=flag_id)
 
+    @_answers
     def create(self, definition: FlagDefinition, author: Author) -> Outcome:
         """Writes a new flag into the flag file.
 
@@ -502,11 +538,14 @@ class FlagAdmin:
         return bool(self._source.snapshot.definitions or self._source.snapshot.bad)
 
     def _exists(self, flag_id: str) -> bool:
-        snapshot = self._source.snapshot
-        return flag_id in snapshot.definitions or flag_id in snapshot.bad
+        """Whether there is such a flag; one that was written just now is looked for in the file."""
+        return self.state(flag_id) is not None or flag_state(self._source.reload(), flag_id) is not None
 
     def _override(self, flag_id: str) -> Override | None:
         return self._store.read().overrides.get(flag_id)
+
+    def _request(self, request_id: str) -> ApprovalRequest | None:
+        return next((one for one in self.requests() if one.id == storable(request_id)), None)
 
     def _edits(self) -> FileEdits:
         assert isinstance(self._source, FileSource)
@@ -527,7 +566,7 @@ class FlagAdmin:
         flag_id: str,
         author: Author,
         change: _Change,
-        words: Callable[[], str],
+        words: _Words,
         *,
         confirmed: bool,
         expected: str | None,
@@ -562,7 +601,7 @@ class FlagAdmin:
         flag_id: str,
         author: Author,
         change: _Change,
-        words: Callable[[], str],
+        words: _Words,
         *,
         otherwise: Callable[[], Outcome] | None = None,
     ) -> Outcome:
@@ -587,7 +626,7 @@ class FlagAdmin:
     ) -> Outcome:
         """Sets an override that there was, or none."""
 
-        def words() -> str:
+        def words(override: Override | None) -> str:
             said = "the file decides again" if override is None else override_words(override.to_dict())
             return f"{flag_id}: {said}"
 
@@ -601,8 +640,12 @@ class FlagAdmin:
                 raise _ConflictError
             return override
 
-        if _is_off(override):
-            return self._turn_off(action, flag_id, author, lambda _: override, words)
+        if override is not None and override.state == "off":
+
+            def off(old: Override | None) -> Override:
+                return self._no_sooner(flag_id, author, old, override)
+
+            return self._turn_off(action, flag_id, author, off, words)
         if override is None and _is_plain_on(self._override(flag_id)):
             # whoever is on by the file stays on, and nobody else is turned on
             return self._turn_off(action, flag_id, author, stays_on, words, otherwise=set_it)
@@ -664,28 +707,25 @@ class FlagAdmin:
         return self._refuse(action, flag_id, author, why, OutcomeKind.CONFLICT)
 
     def _asked_for(self, author: Author, note: Note, words: str) -> Outcome:
-        try:
-            made = self._store.note(author, lambda: [note])
-        except StoreError as error:
-            return Outcome(OutcomeKind.UNAVAILABLE, str(error))
+        made = self._store.note(author, lambda: [note])
         request_id = note.request or made[-1].id
         cure = f"somebody else approves it with: jarvis flags approve {request_id}"
         return Outcome(OutcomeKind.NEEDS_APPROVAL, f"{words}; {cure}", tuple(made), request=request_id)
 
-    def _enabled_words(self, flag_id: str, flag: FlagDefinition | None) -> str:
-        override = self._override(flag_id)
-        limit = _percentage(override)
-        if limit is None and flag is not None:
-            limit = flag.percentage
-        who = "on for everyone" if limit is None else f"on, still limited to {limit:g} %"
-        return f"{flag_id} is {who}{_until(override)}"
+    def _no_sooner(self, flag_id: str, author: Author, old: Override | None, off: Override) -> Override:
+        """An override off that ends no sooner than what it replaces, where its end could turn a guarded flag on."""
+        flag = self._source.snapshot.definitions.get(flag_id)
+        is_guarded = flag is None or flag.dangerous or flag.approvals > 1 or bool(author.only_off)
+        if old is None or _is_plain_on(old) or not is_guarded or _end(off) >= _end(old):
+            return off
+        return replace(off, expires_at=old.expires_at)
 
     def _commit(
         self,
         action: str,
         author: Author,
         edit: Edit,
-        words: Callable[[], str],
+        words: _Words,
         *,
         flag_id: str = "",
         off_only: bool = False,
@@ -695,12 +735,11 @@ class FlagAdmin:
     ) -> Outcome:
         try:
             made = self._store.commit(action, author, edit, off_only=off_only, detail=detail, request=request)
-        except StoreError as error:
-            return Outcome(OutcomeKind.UNAVAILABLE, str(error))
         except _ConflictError:
             return self._conflict(action, flag_id, author) if otherwise is None else otherwise()
         self._source.reload()
-        message = words()
+        new = made[-1].new if made else None
+        message = words(None if new is None else Override.from_dict(new))
         for entry in made:
             self._tell(entry)
         if not made:
@@ -730,9 +769,11 @@ class FlagAdmin:
         deadline = time.monotonic() + self._seen_wait
         while True:
             processes = self._store.processes()
-            seen = sum(process.revision >= revision for process in processes)
-            if seen == len(processes) or time.monotonic() >= deadline:
-                return seen, processes
+            behind = [process.place for process in processes if process.revision < revision]
+            # who let a change wait in vain does not delay the next, which may be an off
+            if self._late.issuperset(behind) or time.monotonic() >= deadline:
+                self._late = frozenset(behind)
+                return len(processes) - len(behind), processes
             time.sleep(self._store.look_again_s)
 
 
@@ -760,25 +801,38 @@ def _is_split(rule: RolloutRule) -> bool:
     return rule.type == "percentage" and isinstance(rule.value, Mapping)
 
 
-def _is_off(override: Override | None) -> bool:
-    return override is not None and override.state == "off"
+def _enabled_words(flag_id: str, flag: FlagDefinition | None, override: Override | None) -> str:
+    limit = _percentage(override)
+    if limit is None and flag is not None:
+        limit = flag.percentage
+    who = "on for everyone" if limit is None else f"on, still limited to {limit:g} %"
+    return f"{flag_id} is {who}{_until(override)}"
+
+
+def _end(override: Override) -> float:
+    return math.inf if override.expires_at is None else override.expires_at
 
 
 def _is_plain_on(override: Override | None) -> bool:
     """Whether an override turns the flag on for everyone, so that to remove it turns it on for nobody."""
-    return override is not None and override.state == "on" and override.percentage is None
+    return (
+        override is not None and override.state == "on" and override.percentage is None and override.variant is None
+    )
 
 
 def _is_off_entry(entry: AuditEntry) -> bool:
     return entry.new is not None and entry.new.get("state") == "off"
 
 
-def _lowers(flag: FlagDefinition, override: Override | None, percent: float) -> bool:
-    """Whether a percentage can turn the flag on for nobody for whom it is off now."""
-    if override is not None and override.state == "off":
-        # also 0 % would lift the switch, for users that other rules name
-        return False
-    if override is not None and override.percentage is not None:
-        return percent <= override.percentage
+def _lowers(flag: FlagDefinition, old: Override | None, new: Override) -> bool:
+    """Whether a percentage can turn the flag on for nobody who has it off under the old override, now or later."""
+    assert new.percentage is not None
     limits = [float(rule.value) for rule in flag.rules if rule.type == "percentage" and not _is_split(rule)]
-    return percent <= min(limits, default=0.0)
+    below_file = new.percentage <= min(limits, default=0.0)
+    if old is None or _is_plain_on(old):
+        return below_file
+    if old.state == "off" or old.variant is not None or old.percentage is None:
+        # also 0 % would lift it, for users that other rules name
+        return False
+    # when the first of both ends, the file decides instead of it
+    return new.percentage <= old.percentage and _end(new) >= _end(old) and (below_file or _end(new) == _end(old))

@@ -97,8 +97,12 @@ class Duty:
         self._status: bytes = b""
         self._status_at = 0.0
 
-    def run(self) -> None:
-        """Alerts until `end`."""
+    def run(self, may: Callable[[], bool] = lambda: True) -> None:
+        """Alerts until `end`.
+
+        Args:
+            may: Whether it is still this process that alerts, asked again and again.
+        """
         threads = [
             threading.Thread(target=self._send_to, args=(place,), name=f"jarvis-alerts-{place.sink.id}", daemon=True)
             for place in self._places
@@ -109,7 +113,7 @@ class Duty:
         for thread in threads:
             thread.start()
         try:
-            while not self._ended.wait(POLL_S):
+            while not self._ended.wait(POLL_S) and may():
                 self._take_changes()
                 self._say_status(running=True)
         finally:

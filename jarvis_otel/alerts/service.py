@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable
 
-from jarvis_flags.overrides import AUDIT_FILE
 from jarvis_flags.source import FlagSource
 from jarvis_otel.alerts.changes import AuditFeed, ChangeFeed
 from jarvis_otel.alerts.duty import Duty
@@ -85,7 +84,7 @@ class Alerts:
         self._clock = clock
         self._directory = settings.flags.state_dir / DIRECTORY
         self._turn: Turn = turn or FileTurn(self._directory / LOCK_FILE)
-        self._changes: ChangeFeed = changes or AuditFeed(settings.flags.flags_state_dir / AUDIT_FILE)
+        self._changes: ChangeFeed = changes or AuditFeed(settings.flags.audit_file)
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -133,7 +132,7 @@ class Alerts:
                 return
             self._duty = duty
         try:
-            duty.run()
+            duty.run(self._turn.take)
         finally:
             with self._lock:
                 self._duty = None

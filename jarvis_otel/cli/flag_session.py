@@ -13,12 +13,12 @@ from typing import Any
 import orjson
 
 from jarvis_flags.snapshot import Snapshot
-from jarvis_flags.source import FileSource
 from jarvis_flags.tree import load_tree, plain
 from jarvis_otel.admin.audit import AuditEntry
 from jarvis_otel.admin.author import Author, Role
+from jarvis_otel.admin.opening import open_flags
 from jarvis_otel.admin.service import FlagAdmin
-from jarvis_otel.admin.store import FileStore, StoreError
+from jarvis_otel.admin.store import StoreError
 from jarvis_otel.settings import Settings
 
 __all__ = ["DONE", "NO", "WRONG", "FlagSession", "Run", "add_command", "author_of", "print_json", "value_of"]
@@ -39,10 +39,8 @@ class FlagSession:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.store = FileStore(settings.flags.flags_state_dir)
-        self.store.recover()
-        self.source = FileSource(settings.flags)
         self.told: list[AuditEntry] = []
+        self.source, self.store = open_flags(settings.flags, tell=self.told.append)
         self.admin = FlagAdmin(self.source, self.store, tell=self.told.append, reason_always=settings.reason_always)
         self.admin.note_file()
 
@@ -101,6 +99,13 @@ def _run(run: Run, args: argparse.Namespace, *, needs_flags: bool) -> int:
     logging.getLogger("jarvis_flags").addHandler(logging.NullHandler())
     logging.getLogger("jarvis_flags").propagate = False
     flags = FlagSession(settings)
+    try:
+        return _run_in(flags, run, args, needs_flags=needs_flags)
+    finally:
+        flags.source.close()
+
+
+def _run_in(flags: FlagSession, run: Run, args: argparse.Namespace, *, needs_flags: bool) -> int:
     if needs_flags:
         if (why := flags.unusable()) is not None:
             print(f"jarvis: {why}", file=sys.stderr)

@@ -17,6 +17,7 @@ from jarvis_otel.admin.store import StoreError
 from jarvis_otel.cli.flag_changes import add_change_parsers
 from jarvis_otel.cli.flag_exchange import add_flagd_parsers
 from jarvis_otel.cli.flag_impact import add_impact_parser
+from jarvis_otel.cli.flag_migrate import add_migrate_parser
 from jarvis_otel.cli.flag_session import DONE, NO, WRONG, FlagSession, add_command, print_json, value_of
 from jarvis_otel.cli.flag_studies import add_study_parsers, on_by_default
 from jarvis_otel.secrets import find_secrets
@@ -56,6 +57,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     add_study_parsers(parts)
     add_impact_parser(parts)
     add_flagd_parsers(parts)
+    add_migrate_parser(parts)
 
     example = "jarvis flags history DEXTER_ENABLED"
     history = add_command(parts, "history", "the changes of a flag, or of all", example, _history, needs_flags=False)
@@ -224,7 +226,8 @@ def _missing_from(flags: FlagSession) -> list[str]:
     try:
         for record in LogQuery(flags.settings.log_dir).iterate(where="event=jarvis.flag.changed"):
             told = record.get("context", {})
-            if told.get("jarvis.change.audit_hash") not in known:
+            pending = "jarvis.change.audit_hash" not in told and told.get("jarvis.change.outcome") == "pending"
+            if told.get("jarvis.change.audit_hash") not in known and not pending:
                 what = printable(str(record.get("message", "")))
                 faults.append(f"the log of {record['timestamp']} tells of a change that is not in the audit: {what}")
     except OSError as error:

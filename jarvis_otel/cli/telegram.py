@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from urllib.parse import urlsplit
 
-from jarvis_collector.config import is_loopback
 from jarvis_otel.settings import Settings
-from jarvis_otel.terminal import tell
+from jarvis_otel.terminal import printable, tell
 
 __all__ = ["add_parser", "run"]
 
@@ -46,11 +44,8 @@ def run(_: argparse.Namespace) -> int:
         problems.append(
             "nobody may use the bot: set JARVIS_TELEGRAM_ADMINS to your numeric id, which @userinfobot tells"
         )
-    url = urlsplit(settings.telegram.api_url)
-    if not problems and url.scheme != "https" and not is_loopback(url.hostname or ""):
-        problems.append(f"telegram_api_url: {url.scheme}://{url.hostname} would send the token in clear: want https")
     for problem in problems:
-        print(f"jarvis telegram: {problem}", file=sys.stderr)
+        print(f"jarvis telegram: {printable(problem)}", file=sys.stderr)
     if problems:
         return 2
     try:

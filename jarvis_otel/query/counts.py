@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
@@ -16,12 +16,17 @@ from jarvis_otel.query.fields import Columns
 from jarvis_otel.query.scan import Found, content_of, json_of
 from jarvis_otel.query.where import look_up
 
+if TYPE_CHECKING:
+    from jarvis_otel.query.index import Counted
+
 __all__ = ["Counting", "Counts", "Question", "counts_of"]
 
 _Key = tuple[Any, ...]
 _RUNS_MAX = 8
 _BATCH = 1000
 _PLAIN = frozenset((str, type(None)))
+_MINUTE = len("2026-01-18T13:30")
+_INDEXED = frozenset(("level", "service"))
 
 
 class Question(NamedTuple):
@@ -34,6 +39,11 @@ class Question(NamedTuple):
 
     groups: tuple[tuple[str, ...], ...]
     precision: int
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether it follows from the counts by minute, level and service that an index has."""
+        return self.precision <= _MINUTE and _INDEXED.issuperset(chain.from_iterable(self.groups))
 
     def keys(self) -> list[str]:
         """The keys of a line that have to be read, `level` first: a key may itself hold dots."""
@@ -97,6 +107,25 @@ class Counting:
         return Counts(
             records, earliest if records else "", latest, dict(times), [dict(group) for group in groups[: self._asked]]
         )
+
+    def sum(self, counted: Counted) -> Counts:
+        """What an index has counted, where the question `is_indexed`."""
+        pairs: dict[_Key, int] = {}
+        times: dict[_Key, int] = {}
+        for minute, level, service, number in counted.rows:
+            pair, time = (level, service), (minute[: self._precision], level)
+            pairs[pair] = pairs.get(pair, 0) + number
+            times[time] = times.get(time, 0) + number
+        columns = [[pair[key != "level"] for pair in pairs] for key in self.keys]
+        groups: list[dict[_Key, int]] = []
+        for key in self._keys[: self._asked]:
+            group: dict[_Key, int] = {}
+            for values, number in zip(key(columns), pairs.values(), strict=True):
+                group[values] = group.get(values, 0) + number
+            groups.append(group)
+        records = sum(pairs.values())
+        ends = (counted.earliest, counted.latest) if records else ("", "")
+        return Counts(records, *ends, times, groups)
 
     def _by_time(self, columns: Columns) -> Sequence[tuple[str | None, Sequence[Sequence[Any]]]]:
         """The values of lines whose timestamps begin alike, with that beginning; None where there are too many."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import marshal
 from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -15,9 +15,11 @@ from jarvis_collector.layout import COMPONENTS, STREAMS, archive_path, day_name
 from jarvis_otel.query.blocks import LogFile, Part
 from jarvis_otel.query.days import archived_days, may_hold, plain_days
 from jarvis_otel.query.filters import Filter
+from jarvis_otel.query.index import Counted
 from jarvis_otel.query.kinds import LOGS, SPANS, Kind
+from jarvis_otel.query.repeats import Seen, first_of
 from jarvis_otel.query.scan import Found, content_of
-from jarvis_otel.query.scanner import Notes, Scanner, hashes_of
+from jarvis_otel.query.scanner import Notes, Scanner
 from jarvis_otel.query.times import Interval
 from jarvis_otel.query.workers import in_order
 
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LOGS", "SPANS", "Kind", "LogFiles", "Seen", "Tally"]
 
-_SEEN_MAX = 1 << 18
 _ALONE_BYTES = 48 << 20
 """Less is scanned sooner by one process than others are started."""
 
@@ -180,11 +181,22 @@ class LogFiles:
 
             def once(columns: Iterable[Columns]) -> Iterator[Columns]:
                 for each in columns:
-                    first = each if seen.are_new(hashes_of(each.uids)) else _first_of(each, seen)
+                    first = first_of(each, seen)
                     self._tally.repeats += len(each.times) - len(first.times)
                     yield first
 
-            for part, packed in self._packed(scanner.parts(), partial(scanner.pack_counts, counting)):
+            pieces = scanner.counted(question, first=seen.is_empty)
+            parts = [piece for piece in pieces if isinstance(piece, Part)]
+            packed_parts = self._packed(parts, partial(scanner.pack_counts, counting))
+            for piece in pieces:
+                if isinstance(piece, Counted):
+                    self._on_part()
+                    if seen.are_new(piece.uids, apart=piece.apart):
+                        yield counting.sum(piece)
+                    else:
+                        yield counting.count(once(scanner.columns(piece.part, counting.keys, notes)))
+                    continue
+                part, packed = next(packed_parts)
                 if packed is None:
                     yield counting.count(once(scanner.columns(part, counting.keys, notes)))
                     continue
@@ -228,11 +240,6 @@ def _filters(source: _Source, kind: Kind, filters: Sequence[Filter]) -> Sequence
     return [*filters, Filter(kind.includes)] if source.mixed else filters
 
 
-def _first_of(columns: Columns, seen: Seen) -> Columns:
-    """Without the records whose uid was seen before."""
-    return columns.where([uid is None or not seen.before(hash(uid)) for uid in columns.uids])
-
-
 def _days(directory: Path, kind: Kind) -> list[_Source]:
     """The days of a log directory, oldest first.
 
@@ -262,31 +269,3 @@ def _is_archived_as(plain: Path, archive: Path) -> bool:
         return sum(block.raw_size for block in gzip_blocks.blocks(archive)) == plain.stat().st_size
     except FileNotFoundError:
         return True  # only one of them is there any more
-
-
-class Seen:
-    """Remembers hashes: the last `_SEEN_MAX` for sure, at most twice as many."""
-
-    def __init__(self) -> None:
-        self._young: set[int] = set()
-        self._old: set[int] = set()
-
-    def before(self, value: int) -> bool:
-        """Whether the value was here before; from now on it was."""
-        if value in self._young or value in self._old:
-            return True
-        if len(self._young) >= _SEEN_MAX:
-            self._old, self._young = self._young, set()
-        self._young.add(value)
-        return False
-
-    def are_new(self, values: Collection[int]) -> bool:
-        """Whether none of the values was here before, nor is twice among them; then they were here from now on."""
-        new = set(values)
-        if len(new) < len(values) or not (new.isdisjoint(self._young) and new.isdisjoint(self._old)):
-            return False
-        if len(self._young) + len(new) > _SEEN_MAX:
-            self._old, self._young = self._young, new
-        else:
-            self._young |= new
-        return True

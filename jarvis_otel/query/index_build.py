@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
@@ -13,22 +15,26 @@ from jarvis_collector import config, gzip_blocks
 from jarvis_collector.layout import ARCHIVE, day_name, index_path
 from jarvis_collector.sidecar import EVER
 from jarvis_otel.query.blocks import LINE_MAX_BYTES, LogFile
-from jarvis_otel.query.fields import FieldReader
+from jarvis_otel.query.fields import Columns, FieldReader
 from jarvis_otel.query.filters import ID_KEYS
 from jarvis_otel.query.index import (
     HASHES,
     LEVEL_BITS,
     OTHERS,
     SERVICES_MAX,
+    UNCOUNTED,
     UNKNOWN,
     BlockIndex,
     Entry,
     Origin,
+    Row,
     hashes,
     pack_entries,
+    pack_rows,
 )
-from jarvis_otel.query.kinds import Kind, kind_of
+from jarvis_otel.query.kinds import LOGS, Kind, kind_of
 from jarvis_otel.query.otlp_lines import RequestLines
+from jarvis_otel.query.repeats import Seen, hashes_of
 
 __all__ = ["Indexed", "bring_up_to_date", "index_each", "index_file", "indexable", "remove_orphans"]
 
@@ -39,6 +45,7 @@ _SMALL = _BLOCK // 2
 """A last block below this is indexed anew when the file has grown: a day that is indexed often has no more blocks."""
 
 _EVERYTHING = (1 << 64) - 1
+_MINUTE = len("2026-01-18T13:30")
 _OWN_FOLDER = index_path(Path("x")).parent.name
 
 
@@ -161,7 +168,7 @@ def index_file(
     with LogFile(path) as file:
         fd = file.fd
         status = os.fstat(fd)
-        before = None if anew else BlockIndex.load(path, fd)
+        before = None if anew else BlockIndex.load(path, fd, counts=True)
         if before is not None and before.origin.size == status.st_size:
             return Indexed(len(before.entries), before.origin.covered, 0, index_path(path).stat().st_size)
         builder = _Builder(path, kind, before)
@@ -176,9 +183,7 @@ def index_file(
                 return None
         if not builder.entries:
             return None
-        origin = Origin.of(fd, builder.covered, status)
-        table = pack_entries(builder.entries)
-        content = BlockIndex(origin, table, builder.services, bytes(builder.filters)).pack()
+        content = builder.index(Origin.of(fd, builder.covered, status)).pack()
     _write(index_path(path), content)
     return Indexed(len(builder.entries), builder.covered, builder.covered - builder.began, len(content))
 
@@ -189,7 +194,7 @@ class _Block(NamedTuple):
     Attributes:
         offset, size: Where it stands in the file.
         raw_size: The bytes of its lines.
-        lines: The lines, each with its newline.
+        lines: The lines, each with its newline; the last one may have got its own here.
     """
 
     offset: int
@@ -208,27 +213,53 @@ class _Builder:
 
     def __init__(self, path: Path, kind: Kind, before: BlockIndex | None) -> None:
         self.entries: list[Entry] = []
-        self.services: list[str] = []
-        self.filters = bytearray()
+        self._services: list[str] = []
+        self._filters, self._rows, self._uids = bytearray(), bytearray(), bytearray()
+        self._apart = 0
+        self._seen = Seen()
         if before is not None:
-            self.entries = before.entries
-            self.services = list(before.services)
-            self.filters += before.filters
-            if self.entries[-1].raw_size < _SMALL:
-                del self.filters[self.entries.pop().filter_at :]
+            self._take_over(before)
         last = self.entries[-1] if self.entries else None
         self.covered = self.began = last.offset + last.size if last else 0
         named = day_name(path.name)
-        self._requests = RequestLines(kind.signal, (), named.day if named else None, _ignore)
-        self._fields = FieldReader(("level", "service", *ID_KEYS), _ignore)
-        self._bits = {name: 1 << at for at, name in enumerate(self.services)}
+        self._is_counted = kind is LOGS
+        self._requests = RequestLines(kind.signal, (), named.day if named else None, self._note)
+        self._fields = FieldReader(("level", "service", *ID_KEYS), self._note)
+        self._unreadable = 0
+        self._is_torn = False
+        self._bits = {name: 1 << at for at, name in enumerate(self._services)}
+
+    def _take_over(self, before: BlockIndex) -> None:
+        entries = before.entries
+        if entries[-1].raw_size < _SMALL:
+            entries.pop()
+        counts = before.counts_of(len(entries))
+        if counts is None:
+            return  # they are damaged: all of it is made anew
+        self.entries = entries
+        self._services = list(before.services)
+        self._filters += before.filters[: entries[-1].filter_at + entries[-1].filter_size if entries else 0]
+        self._rows += counts[0]
+        self._uids += counts[1]
+        self._apart = min(before.apart, len(entries))
+        if self._apart == len(entries):
+            uids = array("q")
+            uids.frombytes(counts[1])
+            self._seen.are_new(uids, apart=True)
+
+    def index(self, origin: Origin) -> BlockIndex:
+        """The index of all blocks."""
+        table, counts = pack_entries(self.entries), b"".join((self._rows, self._uids))
+        return BlockIndex(origin, table, self._services, bytes(self._filters), apart=self._apart, counts=counts)
 
     def add(self, block: _Block) -> None:
         """Adds the entry of the block that follows."""
         self.covered = block.offset + block.size
         if block.lines is None:
-            self._add(block, EVER, UNKNOWN, _EVERYTHING, b"")
+            self._add(block, EVER, UNKNOWN, _EVERYTHING, b"", None)
+            self._is_torn = True
             return
+        before = self._unreadable
         columns = self._fields.quick(block.lines) or self._fields.each(self._requests.flat(block.lines))
         range_ = (columns.earliest.encode(), columns.latest.encode()) if columns.times else (EVER[1], EVER[0])
         named, by, correlation_ids, trace_ids = map(_texts, columns.values)
@@ -236,20 +267,51 @@ class _Builder:
         services = 0
         for service in by:
             services |= self._service_bit(service)
-        self._add(block, range_, levels, services, _id_filter(correlation_ids | trace_ids))
+        # a line that goes on in the next block is one only where both are read together
+        is_torn, self._is_torn = self._is_torn, len(block.lines) != block.raw_size
+        is_counted = self._is_counted and not (is_torn or self._is_torn or self._unreadable > before)
+        ids = _id_filter(correlation_ids | trace_ids)
+        self._add(block, range_, levels, services, ids, columns if is_counted else None)
 
-    def _add(self, block: _Block, range_: tuple[bytes, bytes], levels: int, services: int, ids: bytes) -> None:
-        place = len(self.filters)
-        self.entries.append(Entry(block.offset, block.size, block.raw_size, *range_, levels, services, place, len(ids)))
-        self.filters += ids
+    def _add(  # noqa: PLR0917 - what an entry says
+        self,
+        block: _Block,
+        range_: tuple[bytes, bytes],
+        levels: int,
+        services: int,
+        ids: bytes,
+        columns: Columns | None,
+    ) -> None:
+        place = len(self._filters)
+        rows, uids = self._count(columns)
+        self.entries.append(
+            Entry(block.offset, block.size, block.raw_size, *range_, levels, services, place, len(ids), rows, uids)
+        )
+        self._filters += ids
+
+    def _count(self, columns: Columns | None) -> tuple[int, int]:
+        """Notes the counts of a block, if it has any; how many rows and uids these are."""
+        rows = _rows(columns) if columns is not None else None
+        packed = pack_rows(rows, self._services) if rows is not None else None
+        if columns is None or rows is None or packed is None:
+            return UNCOUNTED, 0
+        uids = hashes_of(columns.uids)
+        if self._apart == len(self.entries) and self._seen.are_new(uids):
+            self._apart += 1
+        self._rows += packed
+        self._uids += uids.tobytes()
+        return len(rows), len(uids)
+
+    def _note(self, unreadable: int) -> None:
+        self._unreadable += unreadable
 
     def _service_bit(self, name: str) -> int:
         bit = self._bits.get(name)
         if bit is None:
-            if len(self.services) == SERVICES_MAX or not name or len(name) > _NAME_MAX or "\n" in name:
+            if len(self._services) == SERVICES_MAX or not name or len(name) > _NAME_MAX or "\n" in name:
                 return OTHERS
-            bit = self._bits[name] = 1 << len(self.services)
-            self.services.append(name)
+            bit = self._bits[name] = 1 << len(self._services)
+            self._services.append(name)
         return bit
 
 
@@ -259,6 +321,15 @@ def _texts(values: Sequence[Any]) -> set[str]:
         return {*values} - {None}
     items = chain.from_iterable(value if isinstance(value, list) else (value,) for value in values)
     return {item for item in items if isinstance(item, str)}
+
+
+def _rows(columns: Columns) -> list[Row] | None:
+    """How many records there are by minute, level and service, the first ones first; None where those are no texts."""
+    levels, services, *_ = columns.values
+    if not {*map(type, levels), *map(type, services)} <= {str, type(None)}:
+        return None
+    counted = Counter(zip([time[:_MINUTE] for time in columns.times], levels, services, strict=True))
+    return [(*key, number) for key, number in counted.items()]
 
 
 def _id_filter(ids: set[str]) -> bytes:
@@ -302,10 +373,6 @@ def _gzip_blocks(fd: int, start: int, end: int) -> Iterator[_Block]:
             if not lines.endswith(b"\n"):
                 lines += b"\n"
         yield _Block(offset, size, raw_size, None if damage else lines)
-
-
-def _ignore(_: int) -> None:
-    """Lines that are no records are found by no question."""
 
 
 def _write(target: Path, content: bytes) -> None:

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 from jarvis_collector.layout import day_name
 from jarvis_otel.query.blocks import LogFile, Part
 from jarvis_otel.query.filters import Filter
-from jarvis_otel.query.index import BlockIndex
+from jarvis_otel.query.index import BlockIndex, Counted
 from jarvis_otel.query.kinds import Kind, kind_of
 from jarvis_otel.query.otlp_lines import RequestLines
 from jarvis_otel.query.scan import Found, scan
 from jarvis_otel.query.times import Interval
 
 if TYPE_CHECKING:
-    from jarvis_otel.query.counts import Counting
+    from jarvis_otel.query.counts import Counting, Question
     from jarvis_otel.query.fields import Columns
 
-__all__ = ["Notes", "Scanner", "hashes_of"]
+__all__ = ["Notes", "Scanner"]
 
 _BATCH = 1000
 
@@ -90,14 +90,41 @@ class Scanner:
 
     def parts(self) -> list[Part]:
         """Those in which something may be found, by the index of the file and the blocks of an archive."""
-        since, until = (end.encode() for end in self._interval.line_times())
         facts = [one.facts for one in self._filters if one.facts]
         found, start = [], 0
-        if (facts or self._interval != Interval()) and kind_of(self._path):
-            index = BlockIndex.load(self._path, self._file.fd)
-            if index is not None:
-                found, start = index.parts(since, until, facts), index.origin.covered
-        return found + self._file.parts(start, lambda earliest, latest: since <= latest and earliest <= until)
+        if (facts or self._interval != Interval()) and (index := self._index()):
+            found, start = index.parts(*self._ends, facts), index.origin.covered
+        return found + self._rest(start)
+
+    def counted(self, question: Question, *, first: bool) -> list[Part | Counted]:
+        """`parts`, of which some are counted already, in their order.
+
+        Args:
+            question: What is counted.
+            first: Whether no other file was counted before.
+        """
+        if not (question.is_indexed and self._is_plain and (index := self._index(counts=True))):
+            return [*self.parts()]
+        return [*index.counted(*self._ends, first=first), *self._rest(index.origin.covered)]
+
+    @property
+    def _ends(self) -> tuple[bytes, bytes]:
+        since, until = self._interval.line_times()
+        return since.encode(), until.encode()
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether all is wanted that is of the interval."""
+        return all(one.is_interval for one in self._filters)
+
+    def _index(self, *, counts: bool = False) -> BlockIndex | None:
+        if kind_of(self._path) is None:
+            return None
+        return BlockIndex.load(self._path, self._file.fd, counts=counts)
+
+    def _rest(self, start: int) -> list[Part]:
+        since, until = self._ends
+        return self._file.parts(start, lambda earliest, latest: since <= latest and earliest <= until)
 
     def found(self, part: Part, notes: Notes) -> Iterator[Found]:
         """The records of a part that pass all filters."""
@@ -110,7 +137,7 @@ class Scanner:
         from jarvis_otel.query.fields import FieldReader  # noqa: PLC0415 - most questions count nothing
 
         fields = FieldReader(keys, notes.add_unreadable)
-        if not all(one.is_interval for one in self._filters):
+        if not self._is_plain:
             found = self.found(part, notes)
             while (batch := fields.pick(islice(found, _BATCH))).times:
                 yield batch
@@ -132,17 +159,14 @@ class Scanner:
 
     def pack_counts(self, counting: Counting, part: Part) -> bytes:
         """`columns` counted, in bytes, with what was met with and the hashes of the uids."""
+        from jarvis_otel.query.repeats import hashes_of  # noqa: PLC0415 - most questions count nothing
+
         notes, uids = Notes(), array("q")
 
         def noted(columns: Iterable[Columns]) -> Iterator[Columns]:
             for each in columns:
-                uids.fromlist(hashes_of(each.uids))
+                uids.extend(hashes_of(each.uids))
                 yield each
 
         counts = counting.count(noted(self.columns(part, counting.keys, notes)))
         return marshal.dumps((notes.unreadable, notes.damage, tuple(counts), uids.tobytes()))
-
-
-def hashes_of(uids: Sequence[str | None]) -> list[int]:
-    """Of those that there are."""
-    return list(map(hash, uids if None not in uids else (uid for uid in uids if uid is not None)))

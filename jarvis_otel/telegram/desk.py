@@ -19,7 +19,7 @@ from jarvis_otel.telegram.pending import Change, NotPendingError, Pending
 from jarvis_otel.telegram.people import People, Quota, who
 from jarvis_otel.telegram.texts import Page
 
-__all__ = ["Ask", "Deed", "Desk", "Sent", "Tapped"]
+__all__ = ["Ask", "Deed", "Desk", "Look", "Sent", "Tapped"]
 
 ON_A_MINUTE = 20
 """So many changes that can turn something on may a person make in a minute."""
@@ -59,6 +59,10 @@ class Ask:
     commands: tuple[tuple[str, ...], ...]
 
 
+Look = Callable[[], Page]
+"""What changes nothing and may take long, as to read a long audit: another thread does it, so that no off waits."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tapped:
     """The answer to the tap of a button.
@@ -69,6 +73,7 @@ class Tapped:
         page: A message.
         new: Whether that is a new one, not what becomes of the message with the button.
         ask: A question to the logs, whose answer is a new message.
+        look: Gives a message, in place of `page`.
     """
 
     toast: str = ""
@@ -76,6 +81,7 @@ class Tapped:
     page: Page | None = None
     new: bool = False
     ask: Ask | None = None
+    look: Look | None = None
 
 
 Deed = Callable[[str], Tapped]
@@ -84,6 +90,8 @@ Deed = Callable[[str], Tapped]
 
 class Desk:
     """Answers what people ask. It blocks, so one thread of its own calls it, for one update after the other.
+
+    What only looks is returned, for another thread to do.
 
     Args:
         admin: The service that changes flags.
@@ -110,7 +118,7 @@ class Desk:
 
     # --- what comes in ---
 
-    def command(self, sent: Sent, name: str, rest: str) -> Page | Ask | None:
+    def command(self, sent: Sent, name: str, rest: str) -> Page | Ask | Look | None:
         """Answers a command.
 
         Args:
@@ -126,7 +134,7 @@ class Desk:
             return None
         match name:
             case "flags":
-                return self._list("all", 0)
+                return lambda: self._list("all", 0)
             case "flag_panic":
                 return self._shown(self._admin.panic(self._author(sent, role, _reason(rest))), None)
             case "errors":
@@ -134,12 +142,11 @@ class Desk:
             case "trace":
                 return self._trace(rest)
             case "web":
-                return self._web(sent, role)
-            case "flag" | "flag_history":
-                state = self._state(rest)
-                if isinstance(state, Page):
-                    return state
-                return self._flag(state, role) if name == "flag" else self._history(state, 0, role)
+                return lambda: self._web(sent, role)
+            case "flag":
+                return lambda: self._flag(rest.partition(" ")[0], role)
+            case "flag_history":
+                return lambda: self._history(rest.partition(" ")[0], 0, role)
             case "flag_enable" | "flag_disable" | "flag_toggle" | "flag_rollout" | "flag_reset":
                 return self._change_command(sent, role, name.removeprefix("flag_"), rest)
         return texts.help_page()
@@ -275,7 +282,8 @@ class Desk:
     def _tap(self, sent: Sent, role: Role, kind: str, parts: list[str]) -> Tapped | Deed:
         match kind:
             case "l":
-                return Tapped(page=self._list(parts[0], int(parts[1])))
+                chosen, page = parts[0], int(parts[1])
+                return Tapped(look=lambda: self._list(chosen, page))
             case "c":
                 return self._deed(sent, role, self._pending.take(parts[0], sent.person), confirmed=True)
             case "x":
@@ -305,11 +313,12 @@ class Desk:
         if kind == "r":
             change = Change(sent.person, "revert", flag_id, revision=int(parts[0]), expected=parts[1])
             return self._deed(sent, role, change)
-        state = self._admin.state(flag_id)
-        if state is None or kind not in ("f", "h"):
-            raise ValueError(kind)
-        page = self._flag(state, role) if kind == "f" else self._history(state, int(parts[0]), role)
-        return Tapped(page=page)
+        if kind == "f":
+            return Tapped(look=lambda: self._flag(flag_id, role))
+        if kind == "h":
+            page = int(parts[0])
+            return Tapped(look=lambda: self._history(flag_id, page, role))
+        raise ValueError(kind)
 
     def _deed(self, sent: Sent, role: Role, change: Change, *, confirmed: bool = False) -> Deed:
         def deed(old: str) -> Tapped:
@@ -333,22 +342,26 @@ class Desk:
         stale = {flag_id for flag_id in snapshot.definitions if self._stale(flag_id, changed)}
         return texts.flags_page(flag_states(snapshot), stale, chosen if chosen in texts.FILTERS else "all", page)
 
-    def _flag(self, state: FlagState, role: Role) -> Page:
-        entries = self._admin.history(state.flag)
+    def _flag(self, flag_id: str, role: Role) -> Page:
+        state = self._state(flag_id)
+        if isinstance(state, Page):
+            return state
+        entries = self._admin.history(flag_id)
         last = next((entry for entry in reversed(entries) if entry.outcome in ("applied", "written")), None)
-        stale = self._stale(state.flag, last_changes(entries)) if state.definition is not None else []
+        stale = self._stale(flag_id, last_changes(entries)) if state.definition is not None else []
         return texts.flag_page(state, last, stale, may_change=role is not Role.VIEWER)
 
-    def _history(self, state: FlagState, page: int, role: Role) -> Page:
-        entries = self._admin.history(state.flag)
-        return texts.history_page(state, entries, page, may_change=role is not Role.VIEWER)
+    def _history(self, flag_id: str, page: int, role: Role) -> Page:
+        state = self._state(flag_id)
+        if isinstance(state, Page):
+            return state
+        return texts.history_page(state, self._admin.history(flag_id), page, may_change=role is not Role.VIEWER)
 
     def _stale(self, flag_id: str, changed: dict[str, datetime]) -> list[str]:
         now = datetime.now(UTC)
         return stale_reasons(self._admin.source.snapshot, flag_id, changed, now, now - timedelta(days=STALE_DAYS))
 
-    def _state(self, rest: str) -> FlagState | Page:
-        flag_id = rest.partition(" ")[0]
+    def _state(self, flag_id: str) -> FlagState | Page:
         if not flag_id:
             return texts.note_page("Which flag? Give its id, as /flags lists them.")
         state = self._admin.state(flag_id)

@@ -22,7 +22,7 @@ from telegram import (
     Update,
 )
 from telegram.constants import ParseMode
-from telegram.error import BadRequest, InvalidToken, TelegramError
+from telegram.error import BadRequest, Forbidden, InvalidToken, TelegramError, TimedOut
 from telegram.ext import Application, BaseHandler, CallbackQueryHandler, CommandHandler, MessageHandler, filters
 
 from jarvis_flags.source import FileSource
@@ -30,7 +30,7 @@ from jarvis_otel.admin.author import Role
 from jarvis_otel.admin.service import ApprovalRequest, FlagAdmin
 from jarvis_otel.admin.store import StoreError
 from jarvis_otel.telegram import log_answers, texts
-from jarvis_otel.telegram.desk import Ask, Desk, Sent, Tapped
+from jarvis_otel.telegram.desk import Ask, Desk, Look, Sent, Tapped
 from jarvis_otel.telegram.outbox import Outbox
 from jarvis_otel.telegram.people import People
 from jarvis_otel.telegram.requests import RequestWatch
@@ -41,6 +41,8 @@ from jarvis_otel.telegram.worker import Worker
 __all__ = ["FlagHandlers"]
 
 ANSWER_S = 1.0
+SLOW_S = 10.0
+"""So long Telegram is not asked how old taps are after it said nothing within ANSWER_S: an off may wait behind them."""
 OLD_S = 60.0
 """A command that was on its way for longer turns nothing on."""
 STOP_S = 0.1
@@ -77,7 +79,9 @@ class FlagHandlers:
         self._desk = desk
         self._clock = clock
         self._token = application.bot.token
-        self._worker = Worker()
+        # what changes flags waits for no look
+        self._changes, self._looks = Worker("changes"), Worker("looks")
+        self._slow_until = float("-inf")
         self._outbox = Outbox(self._token)
         hide_token_in_logs(self._token)
         self._menus: set[int] = set()
@@ -121,7 +125,8 @@ class FlagHandlers:
             with contextlib.suppress(asyncio.CancelledError):
                 await running
         await self._outbox.stop()
-        self._worker.stop(STOP_S)
+        for worker in (self._changes, self._looks):
+            worker.stop(STOP_S)
 
     # --- updates ---
 
@@ -131,16 +136,21 @@ class FlagHandlers:
             return
         first, *rest = message.text.split()
         name = first.removeprefix("/").partition("@")[0].lower()
-        await self._guarded(message.chat, self._command(message.chat, self._sent(message), name, " ".join(rest)))
+        await self.start()
+        chat = message.chat.id
+        await self._guarded(chat, self._command(chat, self._sent(message), name, " ".join(rest)))
 
-    async def _command(self, chat: Chat, sent: Sent, name: str, rest: str) -> None:
-        answer = await self._worker.run(self._desk.command, sent, name, rest)
-        if isinstance(answer, Ask):
-            ask = answer
-            self._outbox.post(lambda: self._answer_from_logs(chat.id, ask))
-        elif answer is not None:
-            self._send(chat.id, answer)
-        if answer is not None and sent.person not in self._menus:
+    async def _command(self, chat: int, sent: Sent, name: str, rest: str) -> None:
+        answer = await self._changes.run(self._desk.command, sent, name, rest)
+        if answer is None:
+            return
+        if isinstance(answer, Page):
+            self._send(chat, answer)
+        elif isinstance(answer, Ask):
+            self._answer_from_logs(chat, answer)
+        else:
+            self._answer_by_look(chat, answer)
+        if sent.person not in self._menus:
             # before they spoke to the bot there was no chat to show a menu in
             self._menus_for = frozenset()
             self._look.set()
@@ -157,11 +167,12 @@ class FlagHandlers:
         sent, text = self._sent(message), " ".join(message.text.split())
 
         async def reply(nonce: str) -> None:
-            page = await self._worker.run(self._desk.reply, sent, nonce, text)
+            page = await self._changes.run(self._desk.reply, sent, nonce, text)
             if page is not None:
                 self._send(message.chat.id, page)
 
-        await self._guarded(message.chat, reply(question))
+        await self.start()
+        await self._guarded(message.chat.id, reply(question))
 
     async def _on_tap(self, update: Update, _: Any) -> None:
         query = update.callback_query
@@ -171,36 +182,41 @@ class FlagHandlers:
         chat = message.chat if message is not None else None
         private = chat is not None and chat.type == Chat.PRIVATE and chat.id == query.from_user.id
         sent = Sent(query.from_user.id, private, self.repeated or self.backlog)
-        await self._guarded(chat if private else None, self._tap(query, sent))
+        await self.start()
+        await self._guarded(sent.person if private else None, self._tap(query, sent))
 
     async def _tap(self, query: CallbackQuery, sent: Sent) -> None:
-        answer = await self._worker.run(self._desk.tap, sent, query.data)
+        answer = await self._changes.run(self._desk.tap, sent, query.data)
         if answer is None:
             return
         if isinstance(answer, Tapped):
             tapped = answer
             self._outbox.post(lambda: self._toast(query, tapped))
         else:
-            answer = await self._worker.run(answer, await self._too_old(query))
-        page, ask = answer.page, answer.ask
-        if ask is not None:
-            self._outbox.post(lambda: self._answer_from_logs(sent.person, ask))
-        elif page is not None and (answer.new or query.message is None):
-            self._send(sent.person, page)
-        elif page is not None and query.message is not None:
-            self._edit(sent.person, query.message.message_id, page)
+            answer = await self._changes.run(answer, await self._too_old(query))
+        message = None if answer.new or query.message is None else query.message.message_id
+        if answer.ask is not None:
+            self._answer_from_logs(sent.person, answer.ask)
+        elif answer.look is not None:
+            self._answer_by_look(sent.person, answer.look, message)
+        elif answer.page is not None:
+            self._send(sent.person, answer.page, message)
 
     async def _too_old(self, query: CallbackQuery) -> str:
         """Why a tap may turn nothing on: only Telegram knows how old it is, and refuses to have an old one answered."""
-        try:
-            async with asyncio.timeout(ANSWER_S):  # an off may wait behind it
-                await query.answer()
-        except BadRequest:
-            return "the button was tapped too long ago; tap it again"
-        except (TelegramError, TimeoutError) as error:
-            _log.warning("a tap was not answered: %s", without_token(str(error), self._token))
-            return "Telegram did not say how old the tap was; tap again"
-        return ""
+        if time.monotonic() >= self._slow_until:
+            try:
+                async with asyncio.timeout(ANSWER_S):
+                    await query.answer()
+                return ""
+            except BadRequest:
+                return "the button was tapped too long ago; begin again"
+            except (TelegramError, TimeoutError) as error:
+                if isinstance(error, TimeoutError | TimedOut):
+                    self._slow_until = time.monotonic() + SLOW_S
+                words = without_token(str(error), self._token) or f"nothing within {ANSWER_S:g} s"
+                _log.warning("Telegram does not say how old a tap is: %s", words)
+        return "Telegram does not say how old the tap is; send the command instead, or begin again later"
 
     async def _toast(self, query: CallbackQuery, tapped: Tapped) -> None:
         async def answer() -> None:
@@ -220,25 +236,29 @@ class FlagHandlers:
         private = message.chat.type == Chat.PRIVATE and message.chat.id == message.from_user.id
         return Sent(message.from_user.id, private, old)
 
-    async def _guarded(self, chat: Chat | None, handling: Coroutine[Any, Any, None]) -> None:
+    async def _guarded(self, chat: int | None, handling: Coroutine[Any, Any, None]) -> None:
         """What goes wrong in ours is told here: the application's error handlers are for its own updates."""
-        await self.start()
         try:
             await handling
         except StoreError as error:
             if chat is not None:
-                self._send(chat.id, texts.note_page(str(error)))
+                self._send(chat, texts.note_page(str(error)))
         except Exception as error:
             words = without_token(f"{type(error).__name__}: {error}", self._token)
             _log.exception("an update was not handled: %s", words)
             if chat is not None:
-                self._send(chat.id, texts.note_page(f"Something went wrong ({words}). Look at the flag: /flags"))
+                self._send(chat, texts.note_page(f"Something went wrong ({words}). Look at the flag: /flags"))
 
     # --- messages ---
 
-    def _send(self, chat: int, page: Page) -> None:
+    def _send(self, chat: int, page: Page, message: int | None = None) -> None:
+        """Sends a page, or makes a message of ours into it."""
+
         async def send() -> None:
-            await self._outbox.deliver(lambda: self._sending(chat, page))
+            if message is None:
+                await self._outbox.deliver(lambda: self._sending(chat, page))
+            else:
+                await self._outbox.deliver(lambda: self._editing(chat, message, page))
 
         self._outbox.post(send)
 
@@ -255,26 +275,29 @@ class FlagHandlers:
         )
         return message
 
-    def _edit(self, chat: int, message: int, page: Page) -> None:
-        async def editing() -> object:
-            return await self._application.bot.edit_message_text(
-                page.html,
-                chat_id=chat,
-                message_id=message,
-                parse_mode=ParseMode.HTML,
-                reply_markup=_markup(page),
-                link_preview_options=LinkPreviewOptions(is_disabled=True),
-            )
+    async def _editing(self, chat: int, message: int, page: Page) -> None:
+        await self._application.bot.edit_message_text(
+            page.html,
+            chat_id=chat,
+            message_id=message,
+            parse_mode=ParseMode.HTML,
+            reply_markup=_markup(page),
+            link_preview_options=LinkPreviewOptions(is_disabled=True),
+        )
 
-        async def edit() -> None:
-            await self._outbox.deliver(editing)
+    def _answer_from_logs(self, chat: int, ask: Ask) -> None:
+        async def answer() -> None:
+            async with self._asking:
+                page = await log_answers.answer(ask)
+            self._send(chat, page)
 
-        self._outbox.post(edit)
+        self._outbox.post(lambda: self._guarded(chat, answer()))
 
-    async def _answer_from_logs(self, chat: int, ask: Ask) -> None:
-        async with self._asking:
-            page = await log_answers.answer(ask)
-        self._send(chat, page)
+    def _answer_by_look(self, chat: int, look: Look, message: int | None = None) -> None:
+        async def answer() -> None:
+            self._send(chat, await self._looks.run(look), message)
+
+        self._outbox.post(lambda: self._guarded(chat, answer()))
 
     # --- beside ---
 
@@ -313,12 +336,12 @@ class FlagHandlers:
 
     async def _show_requests(self, watch: RequestWatch) -> None:
         """Shows each new request to those who may approve it, and says below it what became of it."""
-        waiting = {request.id: request for request in await self._worker.run(self._desk.requests)}
+        waiting = {request.id: request for request in await self._looks.run(self._desk.requests)}
         for request_id in self._requests.keys() - waiting.keys():
             request, messages = self._requests.pop(request_id)
-            page = await self._worker.run(self._desk.answered, request)
+            page = await self._looks.run(self._desk.answered, request)
             for message in messages:
-                self._edit(message.chat.id, message.message_id, page)
+                self._send(message.chat.id, page, message.message_id)
         watch.waiting = bool(waiting)
         for request in waiting.values():
             if request.id not in self._requests:
@@ -342,15 +365,23 @@ class FlagHandlers:
         if people == self._menus_for:
             return
         self._menus_for = people
+        try:
+            await self._set_menus(people)
+        except BaseException:
+            self._menus_for = frozenset()
+            raise
+
+    async def _set_menus(self, people: frozenset[int]) -> None:
         bot = self._application.bot
         others = [command for command in await bot.get_my_commands() if command.command not in texts.COMMANDS]
         ours = [BotCommand(name, words) for name, words in texts.COMMANDS.items()]
         for person in people - self._menus:
-            with contextlib.suppress(BadRequest):  # who has not spoken to the bot yet has no chat with it
+            # who has not spoken to the bot yet has no chat with it, nor has who stopped it
+            with contextlib.suppress(BadRequest, Forbidden):
                 await bot.set_my_commands([*ours, *others][:100], scope=BotCommandScopeChat(person))
                 self._menus.add(person)
         for person in self._menus - people:
-            with contextlib.suppress(BadRequest):
+            with contextlib.suppress(BadRequest, Forbidden):
                 await bot.delete_my_commands(scope=BotCommandScopeChat(person))
             self._menus.discard(person)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -152,7 +153,9 @@ class _Bot:
 
     async def _handle(self, updates: tuple[Update, ...]) -> None:
         ids = [update.update_id for update in updates]
-        repeats = ids[: ids.index(self._bookmark.begun) + 1] if self._bookmark.begun in ids else []
+        # a second poller, until one of them is refused, gets the same updates
+        begun = self._bookmark.read()
+        repeats = ids[: ids.index(begun) + 1] if begun in ids else []
         for update in updates:
             if self._stopping.is_set():
                 return
@@ -218,7 +221,7 @@ class _Bot:
 
 
 class Bookmark:
-    """The newest update that was begun, on the disk: one that comes again was perhaps carried out before.
+    """The newest update that was begun, in a file: one that comes again was perhaps carried out before.
 
     Args:
         path: The file.
@@ -226,13 +229,22 @@ class Bookmark:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.begun = 0
-        with contextlib.suppress(OSError, ValueError):
-            self.begun = int(path.read_bytes())
+
+    def read(self) -> int:
+        """The newest update that was begun, by any process; 0 where none is known."""
+        try:
+            return int(self._path.read_bytes())
+        except (OSError, ValueError):
+            return 0
 
     def begin(self, update: int) -> None:
         """Notes an update before it is handled; where that cannot be kept, it is handled all the same."""
         with contextlib.suppress(OSError):
             make_directory(self._path.parent)
-            # it outlives the process, which is what it is for, and no more
-            self._path.write_bytes(b"%d\n" % update)
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            try:
+                # as long as the one before, over it: a kill leaves one of them, a full disk does not matter. It
+                # outlives the process, which is what it is for, and no more
+                os.pwrite(descriptor, b"%020d\n" % update, 0)
+            finally:
+                os.close(descriptor)

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jarvis_flags.watch import Watcher
+from jarvis_otel.alerts.changes import AuditFeed, Mark
 
 __all__ = ["RequestWatch"]
 
-_REQUESTED = b'"outcome":"requested"'
+_STOP_S = 0.2
 
 
 class RequestWatch:
@@ -21,9 +22,9 @@ class RequestWatch:
     """
 
     def __init__(self, audit: Path, noticed: Callable[[], None]) -> None:
-        self._audit = audit
+        self._feed = AuditFeed(audit)
         self._noticed = noticed
-        self._read_to = 0
+        self._mark: Mark | None = None
         self.waiting = True  # what waits already is looked for once
         self._watcher = Watcher([audit], self._look)
 
@@ -34,18 +35,24 @@ class RequestWatch:
 
     def stop(self) -> None:
         """Ends it."""
-        self._watcher.stop()
+        self._watcher.stop(_STOP_S)
 
     def _look(self) -> None:
         try:
-            with self._audit.open("rb") as file:
-                if file.seek(0, 2) < self._read_to:
-                    self._read_to = 0
-                file.seek(self._read_to)
-                new = file.read()
-                self._read_to += len(new)
+            asked = self._is_asked()
         except OSError:
             return
-        # reading the whole audit for each of many changes would cost more the longer it gets
-        if self.waiting or _REQUESTED in new:
+        # for the requests that wait the whole audit is read, which costs more the longer it gets
+        if self.waiting or asked:
             self._noticed()
+
+    def _is_asked(self) -> bool:
+        """Whether somebody asked for something since the last look; the first one begins at the end."""
+        if self._mark is None:
+            self._mark = self._feed.end()
+            return False
+        asked, more = False, True
+        while more:
+            entries, self._mark, more, _ = self._feed.after(self._mark)
+            asked = asked or any(entry.outcome == "requested" for entry in entries)
+        return asked

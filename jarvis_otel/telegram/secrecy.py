@@ -21,14 +21,16 @@ _LINK = re.compile(r"(/login\?l=)[\w-]+")
 
 
 def without_token(text: str, token: str) -> str:
-    """A text without the token, also where it stands as a URL has it, and without what a login link holds.
+    """A text without the token, also in part or as a URL has it, and without what a login link holds.
 
     Args:
         text: Any text.
         token: The token; empty hides nothing.
     """
-    for form in (token, quote(token, safe="")) if token else ():
-        text = text.replace(form, _NOTE)
+    # what follows the colon is the secret; before it stands the bot's id
+    for form in (token, quote(token, safe=""), token.partition(":")[2]):
+        if form:
+            text = text.replace(form, _NOTE)
     return _LINK.sub(r"\1[Scrubbed]", text)
 
 

@@ -62,7 +62,7 @@ TEXT_MAX = 4096
 """So many characters (UTF-16) may a message have after its markup is taken out."""
 
 PAGE = 8
-_KEY_BYTES = 34
+_KEY_BYTES = 32
 _QUESTION = "question "
 _MORE = 40
 """So many characters say how many lines there are more."""
@@ -113,10 +113,12 @@ def safe(text: object, most: int = _FIELD_MAX) -> str:
 
     Args:
         text: Anything.
-        most: So many characters of it are shown.
+        most: So many characters (UTF-16) of it are shown.
     """
-    shown = printable(str(text))
-    return html.escape(shown if len(shown) <= most else f"{shown[: most - 1]}…", quote=False)
+    encoded = printable(str(text)).encode("utf-16-le", "replace")
+    if len(encoded) > 2 * most:
+        return html.escape(f"{encoded[: 2 * most - 2].decode('utf-16-le', 'ignore')}…", quote=False)
+    return html.escape(encoded.decode("utf-16-le"), quote=False)
 
 
 def fit(lines: Iterable[str], room: int = TEXT_MAX) -> str:

@@ -18,9 +18,13 @@ class Worker:
     """Runs functions in a thread of its own, in the order in which they were asked for.
 
     The thread is a daemon: what hangs in it does not keep the process from ending.
+
+    Args:
+        name: What it does, for the thread's name.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._waiting: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -68,7 +72,7 @@ class Worker:
 
     def _start(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="jarvis-telegram", daemon=True)
+            self._thread = threading.Thread(target=self._run, name=f"jarvis-telegram-{self._name}", daemon=True)
             self._thread.start()
 
     def _run(self) -> None:

@@ -30,8 +30,8 @@ from jarvis_flags.settings import FlagSettings
 from jarvis_flags.snapshot import Snapshot, build_snapshot, changed_flags
 from jarvis_flags.source import Change, FileSource, FlagSource, MemorySource
 from jarvis_flags.tree import TreeError, load_tree
+from jarvis_otel.admin.memory_store import MemoryStore
 from jarvis_otel.admin.service import FlagAdmin
-from jarvis_otel.admin.store import MemoryStore
 from jarvis_otel.bootstrap import get_flags
 from jarvis_otel.flag_hook import EvaluationHook
 from jarvis_otel.manager import FeatureFlagManager
@@ -198,7 +198,8 @@ class _World(MemorySource):
             _compiled={},
         )
         self._base, self.values, self.snapshot = base, values, new
-        self._subscribers.tell(Change(old, new, tuple(changed_flags(old, new))))
+        self._subscribers.add_change(Change(old, new, tuple(changed_flags(old, new))))
+        self._subscribers.tell()
 
 
 def _served(flag_id: str, definition: FlagDefinition | None, value: Any) -> FlagDefinition:

@@ -14,7 +14,8 @@ from jarvis_otel.query.counts import Counting, Counts, Question
 from jarvis_otel.query.fields import Columns
 from jarvis_otel.query.files import LOGS, Seen
 from jarvis_otel.query.log_query import Criteria
-from jarvis_otel.query.scanner import Notes, Scanner, hashes_of
+from jarvis_otel.query.repeats import first_of
+from jarvis_otel.query.scanner import Notes, Scanner
 from jarvis_otel.query.stats import OTHER, Bar, bars, count, precision_for
 from jarvis_otel.query.times import Interval, line_time
 from jarvis_otel.settings import LEVELS
@@ -119,10 +120,7 @@ def _once(columns: Iterable[Columns], seen: Seen, budget: Budget) -> Iterator[Co
     """Without the records whose uid was there before."""
     for each in columns:
         budget.check_reader()
-        if seen.are_new(hashes_of(each.uids)):
-            yield each
-        else:
-            yield each.where([not (isinstance(uid, str) and seen.before(hash(uid))) for uid in each.uids])
+        yield first_of(each, seen)
 
 
 def svg(histogram: Histogram) -> str:

@@ -288,10 +288,10 @@ def compile_flag(definition: FlagDefinition, inputs: Inputs) -> Flag:
         inputs: The snapshot's part in it.
     """
     override = inputs.override
-    if override is not None and override.expires_at is not None:
+    if override is not None and (ends := override.lapses) is not None:
         lasting, without = replace(override, expires_at=None), replace(inputs, override=None)
         during = _compile(definition, replace(inputs, override=lasting))
-        return LapsingFlag(during, _compile(definition, without), override.expires_at, inputs.clock)
+        return LapsingFlag(during, _compile(definition, without), ends, inputs.clock)
     return _compile(definition, inputs)
 
 

@@ -43,6 +43,7 @@ class Override:
         by: Who set it.
         reason: Why.
         at: When, in ISO 8601.
+        lapses_at: `expires_at` by the clock of this machine, where another one's set it; no part of what was set.
     """
 
     state: str
@@ -52,10 +53,16 @@ class Override:
     by: str = ""
     reason: str = ""
     at: str = ""
+    lapses_at: float | None = field(default=None, compare=False)
+
+    @property
+    def lapses(self) -> float | None:
+        """Unix seconds of this machine's clock after which it counts as never set, or None."""
+        return self.expires_at if self.expires_at is None or self.lapses_at is None else self.lapses_at
 
     def to_dict(self) -> dict[str, Any]:
         """The override as the file writes it."""
-        values = {name: getattr(self, name) for name in self.__slots__}
+        values = {name: getattr(self, name) for name in self.__slots__ if name != "lapses_at"}
         return {name: value for name, value in values.items() if value not in (None, "")}
 
     @classmethod
@@ -105,6 +112,15 @@ class OverrideSet:
             revision, MappingProxyType({flag_id: _override(flag_id, value) for flag_id, value in listed.items()})
         )
 
+    def standing(self, now: float) -> OverrideSet:
+        """The overrides without those that have lapsed.
+
+        Args:
+            now: Unix seconds.
+        """
+        kept = {flag_id: one for flag_id, one in self.overrides.items() if one.lapses is None or one.lapses > now}
+        return self if len(kept) == len(self.overrides) else OverrideSet(self.revision, MappingProxyType(kept))
+
 
 def _override(flag_id: str, value: Any) -> Override:
     if not isinstance(value, dict) or value.get("state") not in ("on", "off"):
@@ -118,7 +134,7 @@ def _override(flag_id: str, value: Any) -> Override:
     if variant is not None and not isinstance(variant, str):
         raise OverrideError(f"{flag_id}.variant: got {variant!r}, want text")
     texts = {key: str(value.get(key, "")) for key in ("by", "reason", "at")}
-    return Override(value["state"], percentage, variant, expires_at, **texts)
+    return Override(value["state"], percentage, variant, expires_at, texts["by"], texts["reason"], texts["at"])
 
 
 def read_overrides(state_dir: Path) -> OverrideSet:
@@ -149,6 +165,8 @@ def make_directory(directory: Path) -> None:
     Raises:
         OSError: It cannot be made.
     """
+    if directory.is_dir():
+        return
     for place in (*reversed(directory.parents), directory):
         if not place.exists():
             place.mkdir(mode=0o750, exist_ok=True)

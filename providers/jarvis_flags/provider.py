@@ -69,10 +69,12 @@ class YamlFlagProvider(AbstractProvider):
         self._cancel: Callable[[], None] | None = None
         self._source: FlagSource = source if source is not None else self._open()
 
-    def _open(self) -> FileSource:
+    def _settings_in_force(self) -> FlagSettings:
         settings = self._settings or FlagSettings.load()
-        if self._path is not None:
-            settings = _with_file(settings, Path(self._path).absolute())
+        return settings if self._path is None else _with_file(settings, Path(self._path).absolute())
+
+    def _open(self) -> FileSource:
+        settings = self._settings_in_force()
         return FileSource(settings, watch=True, service=settings.service)
 
     @property
@@ -139,12 +141,11 @@ class YamlFlagProvider(AbstractProvider):
                 return
             if not now:
                 self.emit_provider_ready(ProviderEventDetails(message="the flags are whole again", metadata=metadata))
-            elif change.new.source_lost:
+            elif change.new.source_lost or change.new.store == "stale":
                 self.emit_provider_stale(ProviderEventDetails(message=now, metadata=metadata))
             else:
-                self.emit_provider_error(
-                    ProviderEventDetails(message=now, error_code=ErrorCode.PARSE_ERROR, metadata=metadata)
-                )
+                code = ErrorCode.PARSE_ERROR if change.new.store == "ready" else ErrorCode.GENERAL
+                self.emit_provider_error(ProviderEventDetails(message=now, error_code=code, metadata=metadata))
 
     def resolve_boolean_details(
         self, flag_key: str, default_value: bool, evaluation_context: EvaluationContext | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,15 +12,33 @@ from typing import Any
 from urllib.parse import unquote
 
 from jarvis_flags.hints import did_you_mean
+from jarvis_flags.overrides import AUDIT_FILE
 from jarvis_flags.tree import TreeError, load_tree
 
-__all__ = ["FLAG_KEYS", "FlagSettings", "SettingsSource", "find_home"]
+__all__ = ["FLAG_KEYS", "EtcdSettings", "FlagSettings", "SettingsSource", "find_home"]
 
-FLAG_KEYS = frozenset({"flags_file", "state_dir", "environment", "allow_local"})
+FLAG_KEYS = frozenset(
+    {
+        "flags_file",
+        "state_dir",
+        "environment",
+        "allow_local",
+        "flags_store",
+        "etcd_endpoints",
+        "etcd_prefix",
+        "etcd_user",
+        "etcd_password",
+        "etcd_password_file",
+        "etcd_ca",
+        "etcd_cert",
+        "etcd_key",
+    }
+)
 """The keys of jarvis.yaml that this package reads; the rest belongs to jarvis_otel."""
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
+_ENDPOINT = re.compile(r"https?://(\[[0-9a-fA-F:]+\]|[\w.-]+)(:\d{1,5})?")
 
 
 def find_home(environ: Mapping[str, str], start: Path | None = None) -> Path:
@@ -165,6 +184,29 @@ class SettingsSource:
 
 
 @dataclass(frozen=True, slots=True)
+class EtcdSettings:
+    """How the etcd is reached that keeps the run-time state of many machines.
+
+    Attributes:
+        endpoints: URLs of its members, without a slash at the end.
+        prefix: What the names of all keys begin with; it ends in a slash.
+        user: Who asks, where etcd wants to know.
+        password: Their password.
+        ca: File of the certificates that its own must descend from (PEM); those of the system if None.
+        cert: File of the certificate by which this machine shows who it is.
+        key: File of the key to it.
+    """
+
+    endpoints: tuple[str, ...] = ("http://127.0.0.1:2379",)
+    prefix: str = "/jarvis/"
+    user: str = ""
+    password: str = field(default="", repr=False)
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class FlagSettings:
     """Where the flags come from, and what the environment says about them.
 
@@ -178,6 +220,8 @@ class FlagSettings:
         pins: The variables `FF_<FLAG>` as they stand, by their full name.
         flags_file_named: Whether somebody named the flag file, and so counts on it.
         service: What the process is called (OTEL_SERVICE_NAME).
+        store: Where run-time state is kept: `files` of this machine, or `etcd` for many.
+        etcd: How that etcd is reached.
     """
 
     home: Path
@@ -189,11 +233,18 @@ class FlagSettings:
     pins: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     flags_file_named: bool = False
     service: str = "unknown_service"
+    store: str = "files"
+    etcd: EtcdSettings = field(default_factory=EtcdSettings)
 
     @property
     def flags_state_dir(self) -> Path:
         """The directory of overrides, audit, last good definitions and seen revisions."""
         return self.state_dir / "flags"
+
+    @property
+    def audit_file(self) -> Path:
+        """The audit as this machine has it: what it wrote itself, or its copy of the one in etcd."""
+        return self.flags_state_dir / ("etcd" if self.store == "etcd" else "") / AUDIT_FILE
 
     @classmethod
     def from_source(cls, source: SettingsSource) -> FlagSettings:
@@ -214,12 +265,64 @@ class FlagSettings:
             pins=MappingProxyType({k: v for k, v in source.environ.items() if k.startswith("FF_") and len(k) > 3}),
             flags_file_named=named,
             service=source.environ.get("OTEL_SERVICE_NAME") or "unknown_service",
+            store=source.choice("flags_store", ("files", "etcd"), "files"),
+            etcd=_etcd(source),
         )
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None) -> FlagSettings:
         """Reads the flag settings from the environment and config/jarvis.yaml."""
         return cls.from_source(SettingsSource(environ))
+
+
+def _etcd(source: SettingsSource) -> EtcdSettings:
+    endpoints = []
+    for text in source.names("etcd_endpoints"):
+        url = text.rstrip("/") if "://" in text else f"http://{text.rstrip('/')}"
+        if _ENDPOINT.fullmatch(url):
+            endpoints.append(url)
+        else:
+            # a password in it must not be shown
+            shown = re.sub(r"//[^/]*@", "//…@", text)
+            source.problems.append(f"etcd_endpoints: got {shown!r}, want URLs such as http://10.0.0.1:2379")
+    prefix = source.text("etcd_prefix") or EtcdSettings().prefix
+    if not prefix.startswith("/"):
+        source.problems.append(f"etcd_prefix: got {prefix!r}, want a name that begins with a slash, such as /jarvis/")
+        prefix = EtcdSettings().prefix
+    files = {
+        name: source.path(name, "") if source.text(name) else None for name in ("etcd_ca", "etcd_cert", "etcd_key")
+    }
+    for name, path in files.items():
+        if path is not None and not os.access(path, os.R_OK):
+            source.problems.append(f"{name}: {path} cannot be read")
+    if (files["etcd_cert"] is None) != (files["etcd_key"] is None):
+        source.problems.append("etcd_cert and etcd_key: want both or neither")
+    if files["etcd_cert"] is not None and any(url.startswith("http://") for url in endpoints):
+        source.problems.append("etcd_endpoints: a certificate is shown over https:// only")
+    user, password = source.text("etcd_user") or "", _password(source)
+    if bool(user) != bool(password):
+        source.problems.append("etcd_user and etcd_password (or etcd_password_file): want both or neither")
+    return EtcdSettings(
+        endpoints=tuple(dict.fromkeys(endpoints)) or EtcdSettings().endpoints,
+        prefix=f"{prefix.rstrip('/')}/",
+        user=user,
+        password=password,
+        ca=files["etcd_ca"],
+        cert=files["etcd_cert"],
+        key=files["etcd_key"],
+    )
+
+
+def _password(source: SettingsSource) -> str:
+    named = source.text("etcd_password_file")
+    if (password := source.text("etcd_password")) or not named:
+        return password or ""
+    try:
+        return source.path("etcd_password_file", named).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else "not text"
+        source.problems.append(f"etcd_password_file: {named}: cannot be read: {why}")
+        return ""
 
 
 def _readable(environ: Mapping[str, str]) -> Mapping[str, str]:

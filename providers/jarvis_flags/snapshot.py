@@ -79,6 +79,7 @@ class Snapshot:
         problems: What is wrong with the files.
         local_file: The local file that lies over the flag file, if there is one.
         source_lost: The flag file is gone or cannot be opened; the flags are as they were.
+        store: Whether the store of the overrides answers: `ready`, `stale` or `error` (see feeds.StoreState).
         loaded_at: Unix seconds.
         clock: Unix seconds, for schedules and lapsing overrides.
         held: What flags with `requires_restart` gave when the process started.
@@ -97,6 +98,7 @@ class Snapshot:
     problems: tuple[Problem, ...] = ()
     local_file: str | None = None
     source_lost: bool = False
+    store: str = "ready"
     loaded_at: float = 0.0
     clock: Callable[[], float] = time.time
     held: Mapping[str, Flag] = field(default_factory=dict)

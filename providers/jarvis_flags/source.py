@@ -10,6 +10,7 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,15 +21,9 @@ from typing import Any, Protocol
 import orjson
 
 from jarvis_flags.evaluate import read_pin
+from jarvis_flags.feeds import FileFeed, FollowedFeed, OverrideFeed
 from jarvis_flags.model import FlagDefinition
-from jarvis_flags.overrides import (
-    OVERRIDES_FILE,
-    OverrideError,
-    OverrideSet,
-    make_directory,
-    read_overrides,
-    write_file,
-)
+from jarvis_flags.overrides import OverrideError, OverrideSet, make_directory, write_file
 from jarvis_flags.parse import FlagSet, Problem, Segment, merge_local, parse_flag, parse_flags, pin_name
 from jarvis_flags.reread import Reading, read_again, reading_of
 from jarvis_flags.settings import FlagSettings
@@ -82,10 +77,12 @@ class FlagSource(Protocol):
 
 
 class _Subscribers:
-    """Who wants to hear of changes."""
+    """Who wants to hear of changes, and hears of each in the order in which they were made."""
 
     def __init__(self) -> None:
         self._all: tuple[Subscriber, ...] = ()
+        self._untold: deque[Change] = deque()
+        self._telling = threading.Lock()
 
     def add(self, subscriber: Subscriber) -> Callable[[], None]:
         self._all = (*self._all, subscriber)
@@ -95,13 +92,31 @@ class _Subscribers:
 
         return cancel
 
-    def tell(self, change: Change) -> None:
+    def add_change(self, change: Change) -> None:
+        """Notes a change; called under the lock under which it was made."""
+        self._untold.append(change)
+
+    def tell(self) -> None:
+        """Tells of what was noted, unless another thread is at it and so goes on with it."""
+        while self._untold and self._telling.acquire(blocking=False):
+            try:
+                while self._untold:
+                    self._tell(self._untold.popleft())
+            finally:
+                self._telling.release()
+
+    def _tell(self, change: Change) -> None:
         for subscriber in self._all:
             try:
                 subscriber(change)
             except Exception:
                 # a subscriber of the application must not stop the reload of its flags
                 _logger.exception("a subscriber to flag changes raised")
+
+    def after_fork(self) -> None:
+        """In the child: what the parent's thread was telling is told there."""
+        self._untold.clear()
+        self._telling = threading.Lock()
 
 
 class MemorySource:
@@ -154,16 +169,19 @@ class MemorySource:
                     raise ValueError(f"{definition.id}.requires: unknown flag {other!r}")
             definitions = {**self.snapshot.definitions, definition.id: checked}
             self._swap(definitions, self.snapshot.segments, self.snapshot.overrides)
+        self._subscribers.tell()
 
     def replace(self, flags: FlagSet) -> None:
         """Takes over the flags of a file instead of its own."""
         with self._lock:
             self._swap(flags.flags, flags.segments, self.snapshot.overrides)
+        self._subscribers.tell()
 
     def set_overrides(self, overrides: OverrideSet) -> None:
         """Replaces the run-time overrides."""
         with self._lock:
             self._swap(self.snapshot.definitions, self.snapshot.segments, overrides)
+        self._subscribers.tell()
 
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
         """Has a function called after each change; returns what ends that."""
@@ -181,7 +199,7 @@ class MemorySource:
     ) -> None:
         old = self.snapshot
         self.snapshot = new = self._build(definitions, segments, overrides, old)
-        self._subscribers.tell(Change(old, new, tuple(changed_flags(old, new))))
+        self._subscribers.add_change(Change(old, new, tuple(changed_flags(old, new))))
 
 
 class FileSource:
@@ -194,10 +212,21 @@ class FileSource:
         settings: Where the files are.
         watch: Follow changes.
         service: What this process is called in `seen/<pid>.json`; None leaves no such file.
+        feed: Where the overrides come from; what the settings say, without asking a network, if None. It is closed
+            with the source.
     """
 
-    def __init__(self, settings: FlagSettings, *, watch: bool = False, service: str | None = None) -> None:
+    def __init__(
+        self,
+        settings: FlagSettings,
+        *,
+        watch: bool = False,
+        service: str | None = None,
+        feed: OverrideFeed | None = None,
+    ) -> None:
         self.settings = settings
+        state_dir = settings.flags_state_dir
+        self._feed = feed or (FollowedFeed(state_dir) if settings.store == "etcd" else FileFeed(state_dir))
         self._service = service
         self._subscribers = _Subscribers()
         self._lock = threading.Lock()
@@ -208,11 +237,11 @@ class FileSource:
         self._written: dict[str, tuple[FlagDefinition, Any]] = {}
         self._last_good: dict[str, Any] = {}
         self._saved_good = b""
+        self._seen: tuple[int, str, int] | None = None
         local = settings.flags_file
         self._local_file = local.with_name(f"{local.stem}.local{local.suffix}")
-        self._overrides_file = settings.flags_state_dir / OVERRIDES_FILE
         self._watcher = Watcher(
-            (settings.flags_file, self._local_file, self._overrides_file),
+            (settings.flags_file, self._local_file, *self._feed.paths),
             self._follow,
             due=self._until_lapse,
             forked=self._renew,
@@ -223,6 +252,7 @@ class FileSource:
         self._tell_problems(self.snapshot)
         if watch:
             self._watcher.start()
+            self._feed.start(self._fed)
             if service is not None:
                 self._watcher.poke()
             atexit.register(_close, weakref.ref(self))
@@ -239,9 +269,10 @@ class FileSource:
             if _same(old, new):
                 return old
             self.snapshot = new
+            self._subscribers.add_change(Change(old, new, tuple(changed_flags(old, new))))
             self._save_last_good(new)
         self._tell_problems(new)
-        self._subscribers.tell(Change(old, new, tuple(changed_flags(old, new))))
+        self._subscribers.tell()
         return new
 
     @property
@@ -257,6 +288,7 @@ class FileSource:
 
     def close(self) -> None:
         """Ends watching; the last snapshot stays."""
+        self._feed.close()
         self._watcher.stop()
         if self._service is not None:
             with contextlib.suppress(OSError):
@@ -270,12 +302,21 @@ class FileSource:
             _logger.exception("the flags could not be reloaded")
         self._write_seen()
 
+    def _fed(self) -> None:
+        """In the feed's thread: the new flags at once, and all else in the watcher's."""
+        try:
+            self.reload()
+        except Exception:
+            _logger.exception("the flags could not be reloaded")
+        self._watcher.poke()
+
     def _renew(self) -> None:
         self._lock = threading.Lock()
+        self._subscribers.after_fork()
         self._watcher.poke()
 
     def _until_lapse(self) -> float | None:
-        moments = [o.expires_at for o in self.snapshot.overrides.overrides.values() if o.expires_at is not None]
+        moments = [o.lapses for o in self.snapshot.overrides.overrides.values() if o.lapses is not None]
         ahead = [moment - time.time() for moment in moments if moment > self.snapshot.loaded_at]
         return min(ahead, default=None)
 
@@ -294,12 +335,15 @@ class FileSource:
         broken_file = bool(problems)
         overrides, overrides_broken = OverrideSet(), None
         try:
-            overrides = _standing(read_overrides(settings.flags_state_dir))
+            overrides = self._feed.read().standing(time.time())
         except OverrideError as error:
             overrides_broken = str(error)
-            problems.append(Problem(str(self._overrides_file), 0, "", f"{error}; every dangerous flag is off"))
+            problems.append(Problem(str(self._feed.paths[0]), 0, "", f"{error}; every dangerous flag is off"))
             if previous is not None:
                 overrides = previous.overrides
+        store = self._feed.state
+        if store.message:
+            problems.append(Problem(settings.store, 0, "", store.message))
         flags = self._parsed
         if broken_file and not self._parsed_hash:
             flags = self._last_known()
@@ -325,6 +369,7 @@ class FileSource:
             version=version,
             local_file=None if local is None else self._shown(self._local_file),
             source_lost=unreadable is not None,
+            store=store.kind,
             loaded_at=time.time(),
         )
 
@@ -451,7 +496,10 @@ class FileSource:
         """Tells admins which revision this process has applied, and which flags are pinned in it."""
         if self._service is None:
             return
-        snapshot = self.snapshot
+        snapshot, seen = self.snapshot, (os.getpid(), self.snapshot.version, self.snapshot.overrides.revision)
+        if seen == self._seen:
+            return
+        before, self._seen = self._seen, seen
         pinned = [flag_id for flag_id in snapshot.definitions if pin_name(flag_id) in snapshot.pins]
         document = {
             "pid": os.getpid(),
@@ -462,6 +510,9 @@ class FileSource:
             "started": process_start(os.getpid()),
             "at": datetime.now(UTC).isoformat(),
         }
+        self._feed.report(document)
+        if self._feed.reports and before is not None and before[0] == os.getpid():
+            return
         with contextlib.suppress(OSError, TypeError):
             make_directory(self._seen_file().parent)
             write_file(self._seen_file(), orjson.dumps(document), durable=False)
@@ -498,13 +549,6 @@ def _same(old: Snapshot, new: Snapshot) -> bool:
         and old.bad.keys() == new.bad.keys()
         and old.overrides.overrides == new.overrides.overrides
     )
-
-
-def _standing(overrides: OverrideSet) -> OverrideSet:
-    """The overrides without those that have lapsed."""
-    now = time.time()
-    standing = {k: o for k, o in overrides.overrides.items() if o.expires_at is None or o.expires_at > now}
-    return OverrideSet(overrides.revision, MappingProxyType(standing))
 
 
 def _content_hash(content: bytes | None, local: bytes | None) -> str:

@@ -6,12 +6,13 @@ import contextlib
 import os
 import select
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = ["Watcher"]
+__all__ = ["Watcher", "restart_after_fork"]
 
 LOOK_AGAIN_S = 1.0
 """Events are missed on NFS and overlay file systems, and when a directory is created late: look at each second too."""
@@ -21,6 +22,9 @@ POLL_S = 0.02
 
 
 class _Events(Protocol):
+    moved: bool
+    """Whether files may lie elsewhere by now."""
+
     def wait(self, seconds: float) -> bool: ...
     def watch(self, directories: set[Path]) -> None: ...
     def wake(self) -> None: ...
@@ -58,7 +62,7 @@ class Watcher:
         self._seen = self._signature()
         self._events: _Events | None = None
         self._thread: threading.Thread | None = None
-        _restart_after_fork(self)
+        restart_after_fork(self)
 
     def start(self) -> None:
         """Starts the thread, once."""
@@ -97,13 +101,16 @@ class Watcher:
     def _run(self) -> None:
         events = self._events = self._new_events()
         try:
-            told, unsettled = True, None
+            told, unsettled, looked = True, None, 0.0
             while not self._stopping:
                 if not events.is_sound():
                     # somebody closed all descriptors, as a daemon does; their numbers may be files of theirs by now
                     events.close()
                     events = self._events = self._new_events()
-                events.watch(self._directories())
+                if events.moved or time.monotonic() > looked + LOOK_AGAIN_S:
+                    # to follow every symlink takes longer than all else here
+                    looked = time.monotonic()
+                    events.watch(self._directories())
                 signature: Any = self._signature()
                 if signature == self._seen:
                     unsettled = None
@@ -164,16 +171,19 @@ class _Inotify:
 
         flags = inotify_simple.flags
         self._names = names
+        self._written = flags.CLOSE_WRITE
         # not MODIFY: a file that is being written would be read half
         self._done = flags.CLOSE_WRITE | flags.MOVED_TO | flags.MOVED_FROM | flags.DELETE
         self._mask = self._done | flags.CREATE | flags.ATTRIB
         self._inotify = inotify_simple.INotify(nonblocking=True)
         self._watched: dict[Path, int] = {}
+        self.moved = True
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         own = (self._inotify.fileno(), self._wake_read, self._wake_write)
         self._descriptors = {descriptor: _identity(descriptor) for descriptor in own}
 
     def watch(self, directories: set[Path]) -> None:
+        self.moved = False
         for gone in set(self._watched) - directories:
             with contextlib.suppress(OSError):
                 self._inotify.rm_watch(self._watched[gone])
@@ -196,7 +206,9 @@ class _Inotify:
                 os.read(self._wake_read, 4096)
         if self._inotify not in ready:
             return False
-        return any(event.mask & self._done and event.name in self._names for event in self._inotify.read(timeout=0))
+        events = self._inotify.read(timeout=0)
+        self.moved = self.moved or any(event.mask & ~self._written for event in events)
+        return any(event.mask & self._done and event.name in self._names for event in events)
 
     def wake(self) -> None:
         with contextlib.suppress(OSError):
@@ -232,6 +244,8 @@ def _identity(descriptor: int) -> str:
 class _Poll:
     """Elsewhere: look often."""
 
+    moved = True
+
     def __init__(self) -> None:
         self._woken = threading.Event()
 
@@ -256,20 +270,30 @@ class _Poll:
 _lost: list[Any] = []
 """Objects whose descriptor somebody closed."""
 
-_watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
+
+class _Restarts(Protocol):
+    def after_fork(self) -> None: ...
+
+
+_forked: weakref.WeakSet[_Restarts] = weakref.WeakSet()
 _fork_hook = threading.Lock()
 
 
 def _after_fork() -> None:
-    for watcher in list(_watchers):
-        watcher.after_fork()
+    for one in list(_forked):
+        one.after_fork()
 
 
-def _restart_after_fork(watcher: Watcher) -> None:
+def restart_after_fork(one: _Restarts) -> None:
+    """Has a method called in every forked child, for as long as the object lives.
+
+    Args:
+        one: Its `after_fork` is called.
+    """
     with _fork_hook:
-        if not _watchers:
+        if not _forked:
             _register_once()
-        _watchers.add(watcher)
+        _forked.add(one)
 
 
 def _register_once(done: list[bool] = []) -> None:  # noqa: B006 - the default is the memory of having done it

@@ -1,0 +1,1 @@
+"""Flags of many machines on etcd, through its JSON gateway."""

@@ -50,7 +50,7 @@ def measure(quick: bool) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="jarvis-etcd-") as directory, EtcdCluster(directory) as cluster:
         return [
             *_spread_rows(cluster.urls, 1, changes, "another process", target=2.0),
-            *_spread_rows(cluster.urls, watchers, changes // 5, f"the last of {watchers} watchers", target=None),
+            *_spread_rows(cluster.urls, watchers, changes // 15, f"the last of {watchers} watchers", target=None),
             _throughput_row(cluster.urls, rounds=5 if quick else 15),
             _memory_row(cluster.urls, watchers),
             _evaluation_row(cluster.urls, quick=quick),

@@ -94,10 +94,10 @@ class AlertSettings:
 
     Attributes:
         kinds: What is told of (see ALERTS); nothing by default.
-        webhooks: URLs that get a POST for each alert.
-        telegram_chats: Numeric ids of chats that get a message for each.
+        webhooks: URLs that get a POST for each message.
+        telegram_chats: Numeric ids of chats that get each message.
         expiring_days: So many days before a flag expires it is told of.
-        error_rate: The share of records with an error, 0 to 1, from which a variant is told of.
+        error_rate: The share of failed operations, 0 to 1, over which a variant is told of.
         interval: Seconds between two looks, and the least between two alerts of the same thing.
     """
 
@@ -187,7 +187,7 @@ def _ids(source: SettingsSource, key: str) -> tuple[int, ...]:
 
 def _is_person(source: SettingsSource, number: int) -> bool:
     if number <= 0:
-        source.problems.append(f"telegram_admins: {number} is a group; want the ids of people, which @userinfobot tells")
+        source.problems.append(f"telegram_admins: {number} is a group; want ids of people, which @userinfobot tells")
     return number > 0
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from json.encoder import encode_basestring as _quote
 from time import time_ns
 from typing import Any
+from weakref import ReferenceType, ref
 
 from opentelemetry import trace
 from opentelemetry.context import Context, get_current
@@ -46,10 +47,14 @@ _INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
 
 @dataclass(slots=True)
 class _Shared:
-    """What the records of one operation, span and state of the flags have in common."""
+    """What the records of one operation, span and state of the flags have in common.
+
+    The context knows the span, and the operation of a span lives as long as the span does: held strongly here, it would
+    keep both for ever.
+    """
 
     version: int
-    context: Context
+    context: ReferenceType[Context]
     snapshot: object
     policy: Policy
     attributes: str
@@ -148,7 +153,7 @@ class LineWriter:
             shared: _Shared | None = operation.shared
             if (
                 shared is None
-                or shared.context is not context
+                or shared.context() is not context
                 or shared.version != operation.version
                 or shared.snapshot is not snapshot
                 or shared.policy is not policy
@@ -156,7 +161,7 @@ class LineWriter:
                 shared = operation.shared = self._share(operation, context, snapshot, policy)
         else:
             shared = self._lone.get(policy)
-            if shared is None or shared.context is not context or shared.snapshot is not snapshot:
+            if shared is None or shared.context() is not context or shared.snapshot is not snapshot:
                 if len(self._lone) >= _LONE_MAX:
                     self._lone.clear()
                 shared = self._lone[policy] = self._share(None, context, snapshot, policy)
@@ -228,4 +233,4 @@ class LineWriter:
         attributes += ',{"key":"log.record.uid","value":{"stringValue":"'
         span = trace.get_current_span(context).get_span_context()
         ids = span_ids(span.trace_id, span.span_id, span.trace_flags) if span.is_valid else ""
-        return _Shared(version, context, snapshot, policy, attributes, '"}}]' + ids)
+        return _Shared(version, ref(context), snapshot, policy, attributes, '"}}]' + ids)

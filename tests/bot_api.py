@@ -415,7 +415,9 @@ def _person(person: int) -> dict[str, Any]:
 
 
 def _params(body: bytes) -> Params:
-    """Parameters as they were meant: PTB sends what is no text as JSON."""
+    """Parameters as they were meant: all of them as JSON, or a form in which PTB sends what is no text as JSON."""
+    if body.startswith(b"{"):
+        return json.loads(body)
     params = {}
     for name, (value, *_) in parse_qs(body.decode(), keep_blank_values=True).items():
         if name in ("text", "parse_mode", "callback_query_id", "description"):

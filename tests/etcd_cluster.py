@@ -9,8 +9,9 @@ import os
 import shutil
 import signal
 import subprocess
-import time
+import threading
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -285,8 +286,47 @@ class Machine:
         self.close()
 
 
-def waited(condition, seconds=20.0):
-    """Seconds until a condition holds."""
-    began = time.monotonic()
-    until(condition, seconds)
-    return time.monotonic() - began
+class LosesAnswers:
+    """A member's address at which what is asked is done, but some answers are lost on the way.
+
+    Args:
+        url: The member.
+        path: Answers to requests of this path are lost.
+        times: So many.
+    """
+
+    def __init__(self, url, path, times):
+        lost = itertools.count()
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                try:
+                    with urllib.request.urlopen(urllib.request.Request(url + self.path, body), timeout=5) as answer:
+                        content = answer.read()
+                except OSError:
+                    content = b""
+                if not content or (self.path.endswith(path) and next(lost) < times):
+                    self.close_connection = True
+                    return
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self):
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self._server.shutdown()
+        self._server.server_close()

@@ -66,7 +66,8 @@ class Plan:
         rate: Records a second, of all applications together.
         applications: How many of them run.
         seed: Of who is killed when.
-        switch_bound: From the moment at which a kill switch is asked for until every process evaluates it as off.
+        switch_bound: From the moment at which a kill switch is asked for until every process evaluates it as off; who is
+            not told of a change looks again after one second.
         application_rss, collector_rss: What one process may have resident.
         growth: What a process that is never killed, or not for long, may grow by from the second to the last quarter of
             its life.
@@ -78,7 +79,7 @@ class Plan:
     rate: float = 2000.0
     applications: int = 4
     seed: int = 0
-    switch_bound: float = 1.0
+    switch_bound: float = 2.0
     application_rss: int = 160 * MB
     collector_rss: int = 200 * MB
     growth: int = 16 * MB
@@ -678,7 +679,7 @@ class Soak:
         growth = applications.growth(first.pid)
         longest = max(collectors.samples, key=lambda pid: len(collectors.samples[pid]))
         lived = collectors.samples[longest][-1][0] - collectors.samples[longest][0][0]
-        long = lived > 120
+        long = lived > 600
         return [
             *lines,
             Line(

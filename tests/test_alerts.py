@@ -57,7 +57,8 @@ def message(*alerts, count=None, held=0):
 def test_the_body_of_a_webhook_has_its_documented_keys():
     body = webhook_body(message(alert(1), alert(2), count=5, held=3))
     assert list(body) == [
-        *("version", "id", "kind", "title", "text", "flag", "severity", "at", "count", "held_back", "details"),
+        *("version", "id", "kind", "title", "text", "flag", "severity", "environment", "at", "count", "held_back"),
+        "details",
     ]
     documented = (ROOT / "docs" / "alerts.md").read_text()
     assert all(f"`{key}`" in documented for key in body)
@@ -71,6 +72,13 @@ def test_the_body_of_a_webhook_has_its_documented_keys():
         "title 2 · text 2",
         "3 of them were held back: there is a limit to messages",
     ]
+
+
+def test_a_text_says_first_in_which_environment_it_happened():
+    sent = message(alert(1, environment="prod<\u202e>"))
+    assert telegram_html(sent).startswith("<b>⚠️ [prod&lt;\\u202e&gt;] title 1</b>")
+    assert webhook_body(sent)["text"].startswith("⚠️ [prod\u2039\\u202e\u203a] title 1")
+    assert webhook_body(sent)["environment"] == "prod<\\u202e>"
 
 
 def test_a_text_for_chats_holds_no_link_and_no_call_to_everyone():
@@ -578,6 +586,7 @@ def test_the_bot_api_says_why_and_how_long_to_wait():
         cases = [
             (429, {"ok": False, "description": "Too Many Requests", "parameters": {"retry_after": 35}}),
             (400, {"ok": False, "description": "Bad Request: chat not found"}),
+            (400, {"ok": False, "description": "Bad Request: can't parse entities: unsupported tag"}),
             (401, {"ok": False, "description": f"Unauthorized {TOKEN}"}),
             (200, {"ok": True, "result": {}}),
         ]
@@ -587,12 +596,13 @@ def test_the_bot_api_says_why_and_how_long_to_wait():
             results.append(one.send(message(alert())))
         one.close()
     assert results[0] == (Fate.FAILED, "answers 429: Too Many Requests", 35.0)
-    assert results[1] == (Fate.REFUSED, "answers 400: Bad Request: chat not found", None)
-    assert results[2] == (Fate.FAILED, "answers 401: Unauthorized …", None)
-    assert results[3].fate is Fate.DELIVERED
+    assert results[1] == (Fate.FAILED, "answers 400: Bad Request: chat not found", None)
+    assert results[2].fate is Fate.REFUSED
+    assert results[3] == (Fate.FAILED, "answers 401: Unauthorized …", None)
+    assert results[4].fate is Fate.DELIVERED
 
 
-def test_a_server_whose_certificate_nobody_vouches_for_gets_nothing(tmp_path):
+def test_a_server_whose_certificate_nobody_vouches_for_gets_nothing_and_a_stop_ends_tls_too(tmp_path):
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
     command += ["-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate]
@@ -607,8 +617,21 @@ def test_a_server_whose_certificate_nobody_vouches_for_gets_nothing(tmp_path):
         assert "certificate verify failed" in result.problem
         assert "SECRETPATH" not in result.problem
         assert sink.requests == []
-        client = HttpClient(f"https://localhost:{sink.port}", 5.0, str(certificate))
+        client = HttpClient(f"https://localhost:{sink.port}", 60.0, str(certificate))
         assert client.request("POST", "/", b"{}", {"Content-Length": "2"}).status == 200
+        asked, ended = threading.Event(), threading.Event()
+
+        def hang(path, body):
+            asked.set()
+            ended.wait(60)
+            return 200, {}, b"{}"
+
+        sink.answer = hang
+        stopping = threading.Thread(target=lambda: (asked.wait(30), client.stop()))
+        stopping.start()
+        assert client.request("POST", "/", b"{}", {"Content-Length": "2"}).status == 0
+        stopping.join()
+        ended.set()
         client.close()
 
 
@@ -721,6 +744,27 @@ def test_a_stop_leaves_no_thread_though_a_receiver_and_the_collector_hang(runnin
         ended.set()
 
 
+def test_a_stop_does_not_wait_for_a_name_server_that_hangs(running, monkeypatch):
+    real, asked, ended = socket.getaddrinfo, threading.Event(), threading.Event()
+
+    def hang(host, *rest, **named):
+        if host == "hang.example":
+            asked.set()
+            ended.wait(60)
+        return real(host, *rest, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    flags = "flags:\n  SOON: {expires_at: 2020-01-01}\n"
+    alerts, _ = running("flag_expiring", flags=flags, ALERT_WEBHOOKS="http://hang.example/")
+    assert asked.wait(30)
+    try:
+        alerts.stop()
+        assert alerts.on_duty, "it still hangs, and nobody waits for it"
+    finally:
+        ended.set()
+        until(lambda: not alerts.on_duty)
+
+
 def test_expiring_flags_are_told_once_over_restarts(running, own_project):
     flags = "flags:\n  SOON: {expires_at: 2026-12-01}\n"
     clock = Clock(NOW.timestamp())
@@ -737,6 +781,7 @@ def test_expiring_flags_are_told_once_over_restarts(running, own_project):
         time.sleep(0.02)
     assert sink.count == 1
     assert sink.bodies[0]["kind"] == "flag_expiring"
+    assert sink.bodies[0]["environment"] == "prod"
     assert read_status(own_project / "var")["sinks"][0]["alerts"] == 1
 
 

@@ -191,9 +191,11 @@ def test_the_readme_works_as_it_is_written(directory):
         "logging.getLogger('app').warning('unchanged, %s', new)\n"
     )
     lines = [line for block in re.findall(r"```sh\n(.*?)```", readme, re.DOTALL) for line in block.splitlines()]
-    commands = [line for line in lines if line.startswith("jarvis ")]
+    named = [line.partition("#")[0].strip() for line in lines if line.startswith("jarvis ")]
+    servers = ["jarvis collector", "jarvis web", "jarvis telegram", "jarvis up"]
+    assert [command for command in named if command in servers] == servers
+    commands = [command for command in named if command not in servers]
     assert len(commands) > 8
-    commands.remove("jarvis collector")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environ = {**os.environ, "PATH": path, "JARVIS_HOME": str(directory)}
 
@@ -203,6 +205,8 @@ def test_the_readme_works_as_it_is_written(directory):
         until(port_file.exists, 60)
         environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://127.0.0.1:{port_file.read_text().strip()}"
         running.append(start(["python", "shop.py"], directory, environ))
+        running.append(start(["jarvis", "web", "--port", "0"], directory, environ, subprocess.PIPE))
+        assert "/login?t=" in running[-1].stdout.readline()
         until(lambda: "Payment refused" in "".join(path.read_text() for path in directory.glob("logs/*.jsonl")), 60)
         for command in commands:
             result = subprocess.run(
@@ -225,5 +229,5 @@ def test_the_readme_works_as_it_is_written(directory):
     assert ("app", "unchanged, True") in {(record.get("service"), record.get("message")) for record in records}
 
 
-def start(command, directory, environ):
-    return subprocess.Popen(command, cwd=directory, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def start(command, directory, environ, out=subprocess.DEVNULL):
+    return subprocess.Popen(command, cwd=directory, env=environ, text=True, stdout=out, stderr=subprocess.DEVNULL)

@@ -2,19 +2,21 @@
 
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from openfeature import api
 from openfeature.event import ProviderEvent
 
-from jarvis_flags.overrides import Override
+from jarvis_flags.overrides import Override, OverrideSet
 from jarvis_flags.provider import YamlFlagProvider
 from jarvis_flags.settings import EtcdSettings
 from jarvis_flags.source import FileSource
@@ -26,7 +28,7 @@ from jarvis_otel.etcd.client import EtcdClient
 from jarvis_otel.etcd.etcd_store import open_etcd
 from jarvis_otel.etcd.keys import Keys
 from jarvis_otel.etcd.session import EtcdTurn, Session
-from tests.etcd_cluster import EtcdCluster, Machine
+from tests.etcd_cluster import EtcdCluster, LosesAnswers, Machine
 from tests.otlp_sink import until
 
 pytestmark = pytest.mark.real
@@ -198,6 +200,31 @@ def test_a_watcher_that_was_away_while_history_was_compacted_reads_anew(cluster,
     until(lambda: again.revision == 12)
 
 
+def test_an_older_backup_that_was_restored_is_followed_and_said(machine, tmp_path, caplog):
+    with EtcdCluster(tmp_path / "own", size=1) as own:
+        running, writer = machine(own.urls), machine(own.urls, watch=False)
+        node = own.nodes[0]
+        turn(writer.store, 1)
+        node.stop()
+        shutil.copytree(node.home / "data", tmp_path / "backup")
+        own.start()
+        for number in range(2, 8):
+            turn(writer.store, number)
+        until(lambda: running.revision == 7)
+        node.stop()
+        shutil.rmtree(node.home / "data")
+        shutil.copytree(tmp_path / "backup", node.home / "data")
+        own.start()
+        until(lambda: running.revision == 1, 30)
+        assert "etcd has the flags of revision 1, this machine knew 7: was a backup restored?" in caplog.text
+        again = machine(own.urls, name="m1")
+        assert again.revision == 1
+        turn(again.store, 2)
+        until(lambda: running.revision == 2)
+        until(lambda: running.source.snapshot.store == "ready")
+        whole(running, 2)
+
+
 def test_a_watch_from_a_compacted_revision_is_begun_anew_by_itself(cluster, machine):
     one, writer = machine(cluster.urls), machine(cluster.urls, watch=False)
     turn(writer.store, 1)
@@ -230,6 +257,34 @@ def test_of_two_admins_on_one_flag_one_gets_the_conflict(cluster, machine):
     for thread in threads:
         thread.join()
     assert sorted(outcome.kind for outcome in outcomes) == [OutcomeKind.APPLIED, OutcomeKind.CONFLICT]
+
+
+@pytest.mark.parametrize("lost", [1, 10**6])
+def test_a_change_whose_answer_was_lost_is_made_once_and_known_where_somebody_answers(cluster, machine, lost):
+    with LosesAnswers(cluster.urls[0], "kv/txn", lost) as way:
+        one = machine([way.url] if lost > 1 else [way.url, *cluster.urls], watch=False)
+        one.store._client._endpoints.sort(key=lambda url: url != way.url)
+        outcome = admin(one).enable("PLAIN", ANN)
+        other = machine(cluster.urls, watch=False)
+        history = whole(other, 1)
+        if lost == 1:
+            assert outcome.applied
+            assert [entry.hash for entry in history] == [outcome.entries[0].hash]
+        else:
+            assert outcome.kind is OutcomeKind.UNAVAILABLE
+            assert "whether the change was made is not known" in outcome.message
+
+
+@pytest.mark.parametrize("lost", [1, 10**6])
+def test_off_whose_answer_was_lost_is_in_the_audit_once(cluster, machine, lost):
+    with LosesAnswers(cluster.urls[0], "kv/txn", lost) as way:
+        one = machine([way.url], name="a", watch=False)
+        outcome = admin(one).disable("LIVE", BOB)
+        assert outcome.applied
+        assert [entry.outcome for entry in outcome.entries] == ["applied" if lost == 1 else "pending"]
+    again = machine(cluster.urls, name="a", watch=False)
+    assert again.source._feed.pending() == []
+    assert [entry.who for entry in whole(again, 1)] == ["bob"]
 
 
 def test_without_etcd_evaluation_goes_on_also_after_a_restart_and_turning_on_is_refused(machine, tmp_path):
@@ -437,6 +492,20 @@ def test_an_override_lapses_on_machines_whose_clocks_are_wrong(cluster, machine,
             process.kill()
             process.communicate()
     until(lambda: "PLAIN" not in here.store.read().overrides)
+
+
+def test_a_lease_that_a_new_leader_made_longer_is_ended_by_who_knows_that_its_time_is_over(cluster, machine):
+    one, other = machine(cluster.urls), machine(cluster.urls)
+    assert admin(one).enable("PLAIN", ANN, lasts=600.0).applied
+    until(lambda: other.state("PLAIN") == "on")
+    feed = one.source._feed
+    until(lambda: "PLAIN" in feed.shared.lasting)
+    # its own time is over, while etcd's goes on
+    known = feed.known()
+    over = replace(known.overrides.overrides["PLAIN"], lapses_at=time.time() - 1)
+    feed._newest = replace(known, overrides=OverrideSet(known.overrides.revision, {"PLAIN": over}))
+    until(lambda: other.state("PLAIN") is None)
+    until(lambda: "PLAIN" not in other.store.read().overrides)
 
 
 def test_what_only_one_does_is_done_by_one_and_taken_over_when_it_ends(cluster):

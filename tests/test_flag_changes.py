@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import pytest
@@ -268,6 +269,24 @@ def test_promote_says_where_there_is_nothing_to_write(admin):
     assert admin.promote("PLAIN", ANN).message == "nothing was set for PLAIN at run time: there is nothing to write"
 
 
+def test_what_somebody_else_set_meanwhile_is_not_written_into_the_file(admin, flag_file):
+    admin.disable("ON", ANN)
+    admin.source.reload()
+    looked_at = admin.state("ON").version
+    admin.enable("ON", BOB)
+    admin.source.reload()
+    assert admin.promote("ON", ANN, expected=looked_at).kind is OutcomeKind.CONFLICT
+    assert admin.promote("ON", ANN, expected=admin.state("ON").version).applied
+
+
+def test_what_was_confirmed_for_an_hour_is_not_written_into_the_file_for_ever(admin):
+    admin.enable("DANGER", ANN, confirmed=True, lasts=3600)
+    outcome = admin.promote("DANGER", ANN)
+    assert (outcome.kind, "is on only until" in outcome.message) == (OutcomeKind.REFUSED, True)
+    admin.enable("DANGER", ANN, confirmed=True)
+    assert admin.promote("DANGER", ANN).applied
+
+
 def test_revert_sets_what_was_set_at_any_point_of_the_history(admin, state):
     admin.rollout("QUARTER", 40, ANN)
     admin.rollout("QUARTER", 60, ANN)
@@ -420,3 +439,86 @@ def test_many_who_change_flags_at_once_lose_nothing_and_every_refusal_is_explain
         if entry.outcome == "applied":
             final[entry.flag] = None if entry.new is None else Override.from_dict(entry.new)
     assert read_overrides(state).overrides == {flag: override for flag, override in final.items() if override}
+
+
+# --- what stands in the way ---
+
+
+def test_where_the_audit_cannot_be_read_each_change_says_so_and_none_raises(admin, state):
+    admin.disable("DANGER", ANN)
+    (state / "audit.jsonl").unlink()
+    (state / "audit.jsonl").mkdir()
+    (state / "overrides.json").write_text("garbage")
+    changes = [
+        admin.enable("PLAIN", ANN, expected="x"),
+        admin.disable("PLAIN", ANN),
+        admin.toggle("PLAIN", ANN),
+        admin.rollout("QUARTER", 10, ANN),
+        admin.reset("PLAIN", ANN),
+        admin.revert("PLAIN", 0, ANN),
+        admin.approve("abc", ANN),
+        admin.deny("abc", ANN),
+        admin.panic(ANN),
+    ]
+    assert {outcome.kind for outcome in changes} == {OutcomeKind.UNAVAILABLE}
+    assert all("audit.jsonl: cannot be" in outcome.message for outcome in changes)
+
+
+def test_a_panic_that_knows_no_flag_stands_in_the_audit(own_project, state):
+    admin = new_admin(state)
+    assert admin.panic(ANN).kind is OutcomeKind.UNAVAILABLE
+    assert [(entry.action, entry.outcome) for entry in admin.history()] == [("panic", "refused")]
+
+
+def test_a_flag_that_was_written_just_now_can_be_turned_off_at_once(admin, flag_file):
+    flag_file(FLAGS + "  NEW: {enabled: true}\n")
+    assert admin.disable("NEW", ANN).applied
+
+
+def test_a_request_is_void_once_the_flag_file_says_something_else_of_the_flag(admin, flag_file):
+    request = admin.enable("FOUR_EYES", ANN).request
+    admin.note_file()
+    flag_file(
+        FLAGS.replace("FOUR_EYES: {approvals: 2}", "FOUR_EYES: {approvals: 2, environment_defaults: {dev: true}}")
+    )
+    admin.source.reload()
+    admin.note_file()
+    assert admin.approve(request, BOB).kind is OutcomeKind.NOT_FOUND
+
+
+def test_of_an_approval_and_a_denial_at_the_same_time_one_holds(admin, state):
+    for _ in range(15):
+        request = admin.enable("FOUR_EYES", ANN).request
+        barrier, ended = threading.Barrier(2), {}
+
+        def answer(name, barrier=barrier, ended=ended, request=request):
+            other = new_admin(state)
+            barrier.wait()
+            ended[name] = getattr(other, name)(request, BOB).applied
+
+        threads = [threading.Thread(target=answer, args=(name,)) for name in ("approve", "deny")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(ended.values()) == [False, True], ended
+        assert is_on(admin, "FOUR_EYES") is ended["approve"]
+        assert admin.requests() == []
+        if ended["approve"]:
+            admin.disable("FOUR_EYES", ANN)
+            admin.reset("FOUR_EYES", ANN)
+            admin.source.reload()
+            for left in admin.requests():
+                admin.deny(left.id, ANN)
+
+
+def test_an_off_for_a_while_lifts_no_kill_switch_of_a_dangerous_flag(admin, state, flag_file):
+    flag_file(FLAGS.replace("DANGER: {enabled: false", "DANGER: {enabled: true"))
+    admin = new_admin(state)
+    admin.disable("DANGER", ANN)
+    outcome = admin.disable("DANGER", EDITOR, lasts=60)
+    assert outcome.applied
+    assert "it does not lapse" in outcome.message
+    assert admin.state("DANGER").override.expires_at is None
+    admin.disable("ON", ANN)
+    assert "until" in admin.disable("ON", EDITOR, lasts=60).message, "an editor may turn it on anyway"

@@ -119,6 +119,19 @@ def test_another_etcd_is_followed_by_who_asks_it_and_then_by_all(tmp_path):
     assert FollowedFeed(tmp_path).read().overrides["PLAIN"].state == "on"
 
 
+def test_a_backup_that_was_restored_is_followed_though_its_revisions_are_lower(tmp_path):
+    feed, other = FollowedFeed(tmp_path), FollowedFeed(tmp_path)
+    feed.put(said(900, PLAIN=OFF))
+    other.put(said(900, PLAIN=OFF))
+    assert not feed.put(said(500, PLAIN=Override("on")))
+    back = replace(said(500, PLAIN=Override("on")), restored=1)
+    assert feed.put(back)
+    for one in (feed, other, FollowedFeed(tmp_path)):
+        assert one.read().overrides["PLAIN"].state == "on"
+    assert other.put(replace(said(501, PLAIN=OFF), restored=1))
+    assert feed.read().overrides["PLAIN"] == OFF
+
+
 def test_without_a_disk_what_is_followed_is_in_memory(tmp_path):
     (tmp_path / "etcd").write_text("no directory")
     feed = FollowedFeed(tmp_path)
@@ -145,7 +158,25 @@ def test_what_is_off_here_lies_over_what_etcd_says_for_all_processes_until_it_is
 def test_off_works_where_nothing_was_ever_followed(tmp_path):
     feed = FollowedFeed(tmp_path)
     feed.add_pending(pending())
-    assert feed.read().overrides["LIVE"].state == "off"
+    with pytest.raises(OverrideError, match="knows nothing") as raised:
+        feed.read()
+    assert raised.value.known.overrides["LIVE"].state == "off"
+
+
+def test_to_turn_one_flag_off_says_nothing_of_dangerous_ones_that_are_not_known(own_project, flag_file):
+    flag_file(
+        "flags: {LIVE: {enabled: true, dangerous: true}, OTHER: {enabled: true, dangerous: true}, UI: {enabled: true}}"
+    )
+    settings = replace(FlagSettings.load(), store="etcd")
+    source = FileSource(settings)
+
+    def values():
+        snapshot = source.reload()
+        return [snapshot.evaluate(flag, snapshot.request()).value for flag in ("LIVE", "OTHER", "UI")]
+
+    assert values() == [False, False, True]
+    FollowedFeed(settings.flags_state_dir).add_pending(pending("UI"))
+    assert values() == [False, False, False]
 
 
 def test_what_is_off_here_and_cannot_be_read_keeps_dangerous_flags_off(tmp_path, own_project, flag_file):

@@ -385,6 +385,14 @@ def test_a_change_that_audit_and_logs_tell_of_is_shown_once(home):
     assert (told["who"], told["new"], told["reason"]) == ("bob", "on", "go")
 
 
+def test_so_is_one_of_a_percentage_whose_words_differ(home):
+    assert jarvis("rollout", FLAG, "50", "--reason", "go", "--by", "bob", JARVIS_HOME=str(home)).returncode == 0
+    (entry,) = json.loads(jarvis("history", FLAG, "--format", "json", JARVIS_HOME=str(home)).stdout)
+    write(home / "logs", [*planted()[0], change(audit_hash=entry["hash"])])
+    (told,) = json.loads(ask(home, FLAG, "--format", "json").stdout)["changes"]
+    assert told["new"] == "on at 50 %"
+
+
 DOCS = (
     (Path(__file__).parent.parent / "docs" / "logs.md").read_text().partition("## Flag impact")[2].partition("\n## ")[0]
 )

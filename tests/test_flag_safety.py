@@ -45,9 +45,7 @@ named = st.builds(
     priority=st.integers(0, 3),
     variant=st.none() | st.just("off"),
 )
-places = st.builds(
-    RolloutRule, type=st.just("environments"), value=st.just(["dev"]), priority=st.integers(0, 3)
-)
+places = st.builds(RolloutRule, type=st.just("environments"), value=st.just(["dev"]), priority=st.integers(0, 3))
 definitions = st.builds(
     FlagDefinition,
     id=st.just(FLAG),
@@ -93,9 +91,7 @@ def who_is_on(snapshot, now):
     for later in HOURS:
         stands = override is not None and (override.expires_at is None or override.expires_at > now + later)
         then = with_override(snapshot, FLAG, replace(override, expires_at=None) if stands else None)
-        found |= {
-            (number, later) for number, one in enumerate(WHO) if then.evaluate(FLAG, then.request(one)).on
-        }
+        found |= {(number, later) for number, one in enumerate(WHO) if then.evaluate(FLAG, then.request(one)).on}
     return found
 
 

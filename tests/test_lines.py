@@ -1,15 +1,17 @@
 """The short way of a common record and the long way of any record say the same."""
 
+import gc
 import json
 import logging
 import sys
+import weakref
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace import TracerProvider
 
-from jarvis_otel.context import note_evaluation
+from jarvis_otel.context import OperationSpanProcessor, note_evaluation
 from jarvis_otel.encode import otlp_record
 from jarvis_otel.lines import LineWriter
 from jarvis_otel.logger import _compose, get_logger
@@ -127,3 +129,22 @@ def test_what_changes_in_an_operation_shows_in_its_next_record(written):
     assert [attributes.get("jarvis.flag.A") for attributes in found] == [None, "on", "off", "off", "off", None]
     assert [attributes.get("user.id") for attributes in found] == [None, None, None, "u2", None, None]
     assert [attributes.get("jarvis.correlation_id") for attributes in found] == ["outer"] * 5 + [None]
+
+
+def test_an_operation_that_logged_is_forgotten_with_its_span(written):
+    _, writer = written
+    log, site = get_logger("trading"), site_of(sys._getframe())
+    provider = TracerProvider()
+    provider.add_span_processor(OperationSpanProcessor())
+    tracer = provider.get_tracer("test")
+    ended = []
+    for number in range(20):
+        with tracer.start_as_current_span("x") as span, log.context(correlation_id=f"c-{number}"):
+            assert writer.write(log._policy, 20, "done", {}, site) is not None
+            assert writer.write(log._policy, 20, "done again", {}, site) is not None
+        with tracer.start_as_current_span("y") as other:
+            assert writer.write(log._policy, 20, "done", {}, site) is not None
+        ended += [weakref.ref(span), weakref.ref(other)]
+        del span, other
+    gc.collect()
+    assert [one for one in ended if one() is not None] == []

@@ -188,7 +188,7 @@ def test_a_connection_that_was_closed_meanwhile_is_opened_again(peer):
     peer.entries = [entry(number, number) for number in range(5)]
     found, broken = [], []
     for record in one.records(LOGS, (), Interval(START, NOW)):
-        connected = one._client._connection.sock
+        connected = one._client._client._connection.sock
         if connected not in broken:  # once for each page: the peer answers by closing its side, whenever that is
             connected.shutdown(2)
             broken.append(connected)

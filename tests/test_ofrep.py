@@ -223,6 +223,7 @@ def test_with_tokens_one_must_be_shown_as_bearer_or_as_api_key(own_project):
         address = good.json()["eventStreams"][0]["endpoint"]["requestUri"]
         assert client.get(address.partition("?")[0]).status_code == 401
         assert client.get(f"{address}x").status_code == 401
+        assert client.get(f"{address}%C3%A9").status_code == 401
         assert "secret" not in address
 
 
@@ -231,6 +232,22 @@ def test_without_tokens_programs_of_this_machine_ask_freely_but_not_other_sites_
     for headers in ({"Sec-Fetch-Site": "cross-site"}, {"Origin": "https://evil.example"}, {"Origin": "null"}):
         assert client.post(ALL, json={}, headers=headers).status_code == 403
     assert client.post(ALL, json={}, headers={"Authorization": "Bearer made-up"}).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "web", [{"url": "https://jarvis.internal"}, {"hosts": frozenset({"jarvis.internal"})}, {"host": "0.0.0.0"}]
+)
+def test_where_others_can_ask_nobody_does_without_a_token_unless_somebody_said_so(own_project, web):
+    def asked(**more):
+        site = make_site(own_project, FLAGS, **web, **more)
+        with visitor(site, role=None) as client:
+            client.headers.clear()
+            return client.post(ALL, json={}).status_code
+
+    assert asked() == 401
+    assert asked(insecure_no_auth=True) == 200
+    with visitor(make_site(own_project, FLAGS, **web), role=None) as client:
+        assert client.get("/ofrep/v1/events").status_code == 401
 
 
 # --- the change stream ---

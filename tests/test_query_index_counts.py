@@ -2,6 +2,7 @@
 
 import gzip
 import random
+import re
 import tempfile
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -142,7 +143,8 @@ def test_counts_are_the_same_with_and_without_an_index_for_every_input(days, ask
             if place != "plain":
                 target = archive_path(path)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(small_members(lines) or gzip.compress(b""))
+                whole_lines = re.findall(rb"[^\n]*\n|[^\n]+", b"".join(lines))
+                target.write_bytes(small_members(whole_lines) or gzip.compress(b""))
                 index_file(target)
                 if place == "both":
                     path.write_bytes(b"".join([*lines, *lines[:1], line(5, "new")]))
@@ -157,12 +159,10 @@ def test_counts_are_the_same_with_and_without_an_index_for_every_input(days, ask
                 file.write(whole[path.stat().st_size :])
             if data.draw(st.booleans()):
                 index_file(path, block_bytes=block_bytes)
-        with_index = answers(directory, **asked)
-        plain = without_indexes(directory, **asked)
-        for one, other in zip(with_index, plain, strict=True):
-            if asked:  # a question with a filter need not look at lines that cannot match, so it may meet with fewer
-                one, other = (*one[:5], one[5][0]), (*other[:5], other[5][0])
-            assert one == other
+        with_index, plain = answers(directory, **asked), without_indexes(directory, **asked)
+        if asked:  # a question with a filter need not look at lines that cannot match, so it may meet with fewer
+            with_index, plain = ([(*one[:-1], one[-1][0]) for one in each] for each in (with_index, plain))
+        assert with_index == plain
 
 
 @quick

@@ -1,5 +1,6 @@
 """The web page's own parts in a real browser, and OpenFeature's OFREP client for browsers against the relay."""
 
+import contextlib
 import functools
 import os
 import subprocess
@@ -16,7 +17,7 @@ from jarvis_otel.admin.author import Author
 from jarvis_otel.admin.file_store import FileStore
 from jarvis_otel.admin.service import FlagAdmin
 from jarvis_otel.settings import Settings
-from tests.browser import chromium, clean_page, jarvis_web, serious_faults
+from tests.browser import ARGUMENTS, chromium, chromium_path, clean_page, jarvis_web, serious_faults
 
 pytestmark = pytest.mark.real
 
@@ -164,6 +165,21 @@ def test_a_link_on_another_sites_page_leads_in_for_who_is_logged_in(browser, adm
         page.wait_for_url(f"{base}/activity")
         page.get_by_role("heading", name="Activity").wait_for()
         context.close()
+
+
+def test_over_plain_http_by_a_name_forms_work_though_the_browser_says_less_of_where_they_come_from(browser, admin):
+    admin.enable("PLAIN", Author("bob", "cli", "please"))
+    arguments = [*ARGUMENTS, "--host-resolver-rules=MAP jarvis.internal 127.0.0.1"]
+    with (
+        jarvis_web(JARVIS_WEB_HOSTS="jarvis.internal", OTEL_LOGS_EXPORTER="none") as url,
+        contextlib.closing(browser.browser_type.launch(executable_path=chromium_path(), args=arguments)) as other,
+    ):
+        page = other.new_context(java_script_enabled=False).new_page()
+        page.goto(url.replace("127.0.0.1", "jarvis.internal"))
+        page.goto(f"{page.url}/PLAIN")
+        page.get_by_role("button", name="Turn off now").click()
+        page.get_by_text("PLAIN is off for everyone").wait_for()
+    assert admin.source.reload().overrides.overrides["PLAIN"].state == "off"
 
 
 def test_a_request_is_approved_by_keyboard_alone_and_without_javascript(browser, admin):

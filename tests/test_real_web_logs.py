@@ -82,6 +82,42 @@ def test_the_histogram_is_brushed_a_record_is_copied_and_its_link_leads_back_to_
         assert page.locator("#rows tr.log:target").count() == 1
 
 
+COLUMN = """() => {
+  const canvas = document.querySelector("#histogram canvas");
+  const [box, plot] = [canvas, document.querySelector("#histogram .u-over")].map((one) => one.getBoundingClientRect());
+  const x = Math.round(((plot.left - box.left + 20) * canvas.width) / box.width);
+  const pixels = canvas.getContext("2d").getImageData(x, 0, 1, canvas.height).data;
+  const counts = {};
+  for (let at = 0; at < pixels.length; at += 4)
+    if (pixels[at + 3] === 255) {
+      const color = pixels.slice(at, at + 3).join();
+      counts[color] = (counts[color] ?? 0) + 1;
+    }
+  return Object.values(counts);
+}"""
+
+
+def test_records_of_one_second_are_a_bar_of_one_second_that_stands_on_zero(browser, logs, url):
+    records = [{**record(n), "timestamp": at(0), "level": "ERROR" if n % 10 == 0 else "INFO"} for n in range(500)]
+    plain(logs, records)
+    with clean_page(browser) as page:
+        page.goto(url)
+        page.goto(f"{base_of(url)}/logs")
+        page.locator("#histogram .u-over").wait_for()
+        low, high = sorted(page.evaluate(COLUMN))[-2:]
+        assert 6 < high / low < 13, "a tenth are errors"
+        box = page.locator("#histogram .u-over").bounding_box()
+        page.mouse.move(box["x"] + box["width"] * 0.1, box["y"] + 20)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] * 0.9, box["y"] + 20, steps=4)
+        page.mouse.up()
+        page.wait_for_url("**since=**")
+        since, until = (
+            datetime.fromisoformat(dict(parse_qsl(urlsplit(page.url).query))[name]) for name in ("since", "until")
+        )
+        assert START <= since <= until <= START + timedelta(seconds=1)
+
+
 def test_from_an_error_to_its_flags_by_clicks(browser, logs, url):
     workflow(logs)
     with clean_page(browser, permissions=["clipboard-read", "clipboard-write"]) as page:

@@ -131,6 +131,14 @@ def test_errors_and_traces_come_out_of_the_logs(api, bot, own_project):
     api.asked(ANN, "/errors lately", "want a time")
 
 
+def test_many_questions_leave_room_for_what_tells_of_changes(api, bot, own_project):
+    for _ in range(40):
+        api.say(ANN, "/errors")
+    api.say(BOB, "/flag_disable UI")
+    api.said(ANN, "Too much is asked at the moment")
+    api.said(BOB, "UI is off for everyone")
+
+
 def test_web_says_where_the_page_is_not_set_up_and_else_gives_a_link_that_cannot_be_forwarded(
     api, flag_file, own_project
 ):
@@ -154,6 +162,19 @@ def test_help_lists_the_commands_and_the_menu_is_for_those_alone_who_may_use_the
     assert text == api.said(ANN, "/flag_panic")["text"]
     assert set(api.menus) == {ANN, BOB}
     assert "flag_panic" in api.menus[ANN]
+
+
+def test_a_mistyped_command_is_not_met_with_silence_but_a_stranger_is(api, bot, own_project):
+    api.know(STRANGER)
+    api.say(STRANGER, "/flag_disabel LIVE")
+    api.asked(ANN, "/flag_disabel LIVE", "no command /flag_disabel; did you mean /flag_disable?")
+    api.asked(ANN, "/quite_another", "/flag_help lists them")
+    assert not api.texts(STRANGER)
+
+
+def test_where_there_are_no_flags_the_list_says_why(api, own_project):
+    with running(api):
+        api.asked(ANN, "/flags", "config/flags.yaml: there is no such file")
 
 
 # --- changing ---
@@ -605,7 +626,7 @@ def test_a_signal_ends_it_also_while_a_change_waits_for_a_lock_and_loses_no_off(
         ({"JARVIS_TELEGRAM_API_URL": "https://bots.example"}, "want a URL of http or https that ends with /bot"),
         ({"JARVIS_TELEGRAM_API_URL": "https://bots.example?to=/bot"}, "that ends with /bot"),
         ({"JARVIS_TELEGRAM_ADMINS": "--5"}, "got '--5', want numeric ids"),
-        ({"JARVIS_TELEGRAM_ADMINS": "-1001234"}, "-1001234 is a group; want the ids of people"),
+        ({"JARVIS_TELEGRAM_ADMINS": "-1001234"}, "-1001234 is a group; want ids of people"),
     ],
 )
 def test_what_is_missing_is_one_line_and_exit_2(api, environ, words):

@@ -151,6 +151,19 @@ def test_one_that_dies_is_told_of_and_started_again_where_it_was(own_project, fl
         assert not {*after.values()} & {*before.values()}
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other kernels do not tell a child")
+def test_they_end_also_when_it_is_killed_itself(own_project, flag_file):
+    flag_file("flags: {A: {enabled: true}}\n")
+    with up(own_project) as all_of_them:
+        all_of_them.line("web")
+        pids = all_of_them.children().values()
+        all_of_them.process.kill()
+        deadline = time.monotonic() + 30
+        while not all(is_gone(pid) for pid in pids):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
 def test_one_that_cannot_run_at_all_ends_it_with_2_and_its_reason(own_project, flag_file):
     flag_file("flags: {A: {enabled: true}}\n")
     with up(own_project, JARVIS_WEB_HOST="192.0.2.1") as all_of_them:

@@ -129,13 +129,18 @@ def test_a_change_that_takes_two_is_approved_by_another_and_not_by_who_asked(sit
         page = ann.get("/activity").text
         assert "Waiting for approval" in page
         assert "because of ann" in page
-        refused = ann.post(f"/activity/requests/{request}/approve")
-        assert (refused.status_code, "for it already" in refused.text) == (403, True)
-        approved = cleo.post(f"/activity/requests/{request}/approve", data={"reason": "looks right"})
-        assert (approved.status_code, "approved by web:cleo" in approved.text) == (200, True)
-        assert "Waiting for approval" not in approved.text
-        again = cleo.post(f"/activity/requests/{request}/approve")
-        assert again.status_code == 404
+        assert "Take back" in page
+        assert "Approve" not in page
+        assert "Approve" in cleo.get("/activity").text
+
+        def approve(client):
+            answer = client.post(f"/approvals/{request}", data={"decision": "approve", "reason": "looks right"})
+            return answer if answer.status_code != 303 else client.get(answer.headers["location"])
+
+        assert "for it already" in approve(ann).text
+        assert "approved by web:cleo" in approve(cleo).text
+        assert "Waiting for approval" not in cleo.get("/activity").text
+        assert approve(cleo).status_code == 404
     assert site.admin.state("TWO").on
     applied = site.admin.history("TWO")[-1]
     assert (applied.who, applied.reason, applied.request) == ("web:cleo", "looks right", request)
@@ -147,8 +152,8 @@ def test_a_request_is_denied_and_viewers_see_no_button_for_it(site):
         page = eve.get("/activity").text
         assert "Waiting for approval" in page
         assert "Approve" not in page
-        denied = cleo.post(f"/activity/requests/{request}/deny", data={"reason": "not now"})
-        assert "is denied" in denied.text
+        denied = cleo.post(f"/approvals/{request}", data={"decision": "deny", "reason": "not now"})
+        assert "is denied" in cleo.get(denied.headers["location"]).text
     assert not site.admin.state("TWO").on
     assert site.admin.requests() == []
 

@@ -641,6 +641,17 @@ def test_evaluations_are_counted_by_hour_and_by_what_was_given_and_new_ones_too(
     assert counts.by_hour("PLAIN")[-1] == 1
 
 
+def test_evaluations_of_a_clock_that_is_wrong_take_no_room_from_the_others(site):
+    counts = EvaluationCounts(site.settings.log_dir)
+    write_events(site, [(f"F{number}", "on", "static", -30) for number in range(20_100)] + [("PART", "on", "split", 0)])
+    counts.start()
+    try:
+        assert counts.wait(20)
+        assert (counts.note, counts.total("PART")) == ("", 1)
+    finally:
+        counts.stop()
+
+
 def test_what_is_written_while_the_files_are_read_is_counted_once(site):
     write_events(site, [("PART", "on", "split", 0)] * 5_000)
     counts = EvaluationCounts(site.settings.log_dir)

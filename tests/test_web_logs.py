@@ -937,6 +937,17 @@ def test_a_server_ends_at_once_although_somebody_follows(server, logs):
         assert stream.event() is None
 
 
+def test_who_logged_out_sees_no_further_record(server, logs):
+    plain(logs, [record(1)])
+    cookie = server.log_in()
+    with closing(Stream(server, cookie, "/logs/tail")) as stream:
+        stream.event()
+        assert server.ask("POST", "/logout", Cookie=cookie, Sec_Fetch_Site="same-origin")[0] == 303
+        write(day_path(logs, "jarvis", DAY), [record(3)], "ab")
+        while (event := stream.event()) is not None:
+            assert event == ("", "")
+
+
 def test_only_so_many_follow_at_once_and_who_leaves_makes_room(server, logs):
     plain(logs, [record(1)])
     cookie = server.log_in()

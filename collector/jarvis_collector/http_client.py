@@ -20,7 +20,8 @@ from urllib.parse import unquote, urlsplit
 __all__ = ["HttpClient", "Response"]
 
 _RETRY_AFTER_MAX = 300.0
-_RESPONSE_MAX = 64 * 1024
+_CONTENT_MAX = 64 * 1024
+_PIECE = 1 << 20
 _POLL = 0.1
 _CLOSED_MEANWHILE = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
@@ -31,7 +32,7 @@ class Response(NamedTuple):
     Attributes:
         status: Of HTTP; 0 where nothing answered.
         reason: The words beside it, or why nothing came; nothing of what was asked stands in it.
-        content: The first 64 KiB of the body.
+        content: The body, as far as it is read.
         retry_after: Seconds to wait, where the answer tells them.
     """
 
@@ -48,12 +49,15 @@ class HttpClient:
         url: The server; a user and a password in it become a header, its path is left aside.
         timeout: Seconds that a request may take in all, however slowly the answer comes.
         certificate: File of the certificates (PEM) that the server's is checked against; None for the system's.
+        content_max: So many bytes are read of a body.
 
     Attributes:
         where: The server's host, and its port where the URL names one.
     """
 
-    def __init__(self, url: str, timeout: float, certificate: str | None = None) -> None:
+    def __init__(
+        self, url: str, timeout: float, certificate: str | None = None, *, content_max: int = _CONTENT_MAX
+    ) -> None:
         parts = urlsplit(url)
         self.where = f"{parts.hostname}:{parts.port}" if parts.port else f"{parts.hostname}"
         self._tls = parts.scheme == "https"
@@ -61,6 +65,7 @@ class HttpClient:
         self._host = parts.hostname or ""
         self._port = parts.port or (443 if self._tls else 80)
         self._timeout = timeout
+        self._content_max = content_max
         self._headers = {"Authorization": _basic(parts.username, parts.password or "")} if parts.username else {}
         self._connection: http.client.HTTPConnection | None = None
         self._socket: socket.socket | None = None
@@ -125,8 +130,8 @@ class HttpClient:
                 raise InterruptedError
             self._connection.request(method, target, body, headers)
             response = self._connection.getresponse()
-            content = b""
-            while len(content) < _RESPONSE_MAX and (part := response.read1(_RESPONSE_MAX - len(content))):
+            content = bytearray()
+            while (rest := self._content_max - len(content)) and (part := response.read1(min(rest, _PIECE))):
                 content += part
             if overdue.is_set():
                 raise TimeoutError
@@ -142,7 +147,9 @@ class HttpClient:
             self.close()
         if response.will_close:
             self.close()
-        return Response(response.status, response.reason, content, _retry_after(response.getheader("Retry-After")))
+        return Response(
+            response.status, response.reason, bytes(content), _retry_after(response.getheader("Retry-After"))
+        )
 
     def _connect(self, deadline: float) -> None:
         connected = _connected(self._host, self._port, deadline, lambda: self._stopped)
@@ -168,7 +175,8 @@ class HttpClient:
         connected = self._socket
         if connected is not None:
             with suppress(OSError):
-                connected.shutdown(socket.SHUT_RDWR)
+                # not that of ssl, after which another thread would go on writing in clear until the socket is shut
+                socket.socket.shutdown(connected, socket.SHUT_RDWR)
 
 
 def _connected(host: str, port: int, deadline: float, stopped: Callable[[], bool]) -> socket.socket:

@@ -45,7 +45,7 @@ class Moves:
     def share(self, counts: Mapping[str, int], name: str) -> str:
         """How many get something, in words."""
         count = counts.get(name, 0)
-        return f"{count} ({100 * count / self.users:.1f} %)" if count else "0"
+        return f"{count:,} ({100 * count / self.users:.1f} %)" if count else "0"
 
 
 def sample_users(number: int) -> Iterable[str]:

@@ -418,7 +418,9 @@ class FlagAdmin:
             return self._refuse(request.entry.action, request.entry.flag, author, _NOT_FOR_VIEWERS)
         asked = request.entry
         note = Note(asked.action, asked.flag, "refused", f"denied by {author.who}", asked.old, asked.new, request.id)
-        made = self._store.note(author, lambda: [note])
+        made = self._store.note(author, lambda: [note] if self._request(request.id) is not None else [])
+        if not made:
+            return self._no_request(request_id)
         return Outcome(OutcomeKind.APPLIED, f"{asked.flag}: the request of {asked.who} is denied", tuple(made))
 
     def decline(self, action: str, flag_id: str, author: Author, why: str = "not confirmed") -> None:
@@ -436,12 +438,13 @@ class FlagAdmin:
     # --- the flag file ---
 
     @_answers
-    def promote(self, flag_id: str, author: Author) -> Outcome:
+    def promote(self, flag_id: str, author: Author, *, expected: str | None = None) -> Outcome:
         """Writes what was set at run time into the flag file, whose comments stay; everyone gets what they got.
 
         Args:
             flag_id: The flag.
             author: Who and why.
+            expected: The version of the flag's state that the author looked at; None takes any.
         """
         from jarvis_flags.edit import set_flag_fields  # noqa: PLC0415 - few processes write flag files
         from jarvis_otel.admin.promote import promoted_fields  # noqa: PLC0415
@@ -457,6 +460,13 @@ class FlagAdmin:
             return self._refuse("promote", flag_id, author, f"{flag_id}: its definition is broken: mend it first")
         if override is None:
             return Outcome(OutcomeKind.INVALID, f"nothing was set for {flag_id} at run time: there is nothing to write")
+        state = self.state(flag_id)
+        assert state is not None
+        if expected not in (None, state.version):
+            return self._conflict("promote", flag_id, author)
+        if state.is_guarded and override.state == "on" and override.expires_at is not None:
+            why = f"{flag_id} is on only{_until(override)}: turn it on without an end first, which is to be confirmed"
+            return self._refuse("promote", flag_id, author, why)
         assert isinstance(self._source, FileSource)
         file = self._source.settings.flags_file
         try:
@@ -714,8 +724,8 @@ class FlagAdmin:
 
     def _no_sooner(self, flag_id: str, author: Author, old: Override | None, off: Override) -> Override:
         """An override off that ends no sooner than what it replaces, where its end could turn a guarded flag on."""
-        flag = self._source.snapshot.definitions.get(flag_id)
-        is_guarded = flag is None or flag.dangerous or flag.approvals > 1 or bool(author.only_off)
+        state = self.state(flag_id)
+        is_guarded = state is None or state.is_guarded or bool(author.only_off)
         if old is None or _is_plain_on(old) or not is_guarded or _end(off) >= _end(old):
             return off
         return replace(off, expires_at=old.expires_at)
@@ -815,9 +825,7 @@ def _end(override: Override) -> float:
 
 def _is_plain_on(override: Override | None) -> bool:
     """Whether an override turns the flag on for everyone, so that to remove it turns it on for nobody."""
-    return (
-        override is not None and override.state == "on" and override.percentage is None and override.variant is None
-    )
+    return override is not None and override.state == "on" and override.percentage is None and override.variant is None
 
 
 def _is_off_entry(entry: AuditEntry) -> bool:

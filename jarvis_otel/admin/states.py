@@ -93,9 +93,14 @@ class FlagState:
         return self.on or limited
 
     @property
+    def is_guarded(self) -> bool:
+        """Whether turning it on takes more than one person's word: it is dangerous, or takes approvals."""
+        return self.dangerous or (self.definition is not None and self.definition.approvals > 1)
+
+    @property
     def notes(self) -> list[str]:
         """What is to be said beside its state, each in a few words."""
-        notes = ["dangerous"] if self.definition is not None and self.definition.dangerous else []
+        notes = ["dangerous"] if self.dangerous else []
         if self.override is not None:
             until = f" until {moment(self.override.expires_at)}" if self.override.expires_at is not None else ""
             notes.append(f"set {self.override.state} at run time by {self.override.by or 'someone'}{until}")

@@ -22,6 +22,7 @@ TELEGRAM_MAX = 4096
 BODY_VERSION = 1
 
 _TITLE_MAX = 200
+_ENVIRONMENT_MAX = 60
 _LINE_MAX = 400
 _TEXT_MAX = 3_500
 
@@ -49,6 +50,7 @@ class Alert:
         severity: info, warning or critical.
         at: When it happened: UTC, ISO 8601.
         details: The same for machines.
+        environment: Where, as flags are evaluated there: prod, staging.
     """
 
     kind: str
@@ -58,6 +60,7 @@ class Alert:
     severity: str = "info"
     at: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
+    environment: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The alert as JSON has it."""
@@ -90,6 +93,11 @@ class Message:
         if self.count == 1:
             return _line(self.alerts[0].title, _TITLE_MAX)
         return f"{self.count:,} {_MANY.get(self.kind, self.kind)}"
+
+    @property
+    def environment(self) -> str:
+        """Where it happened; empty where that is not known."""
+        return _line(self.alerts[-1].environment, _ENVIRONMENT_MAX)
 
     @property
     def left_out(self) -> int:
@@ -128,6 +136,7 @@ def webhook_body(message: Message) -> dict[str, Any]:
         "text": _for_chat(_joined(message, lambda line: line, _TEXT_MAX)),
         "flag": message.flag or None,
         "severity": message.severity,
+        "environment": message.environment or None,
         "at": message.alerts[-1].at,
         "count": message.count,
         "held_back": message.held,
@@ -155,7 +164,8 @@ def moment_of(unix: float) -> str:
 
 def _joined(message: Message, escape: Callable[[str], str], size_max: int, *, bold: bool = False) -> str:
     """Title and lines within a size; of the lines the latest stay, for they say how things stand."""
-    title = escape(f"{_SIGNS[message.severity]} {message.title}")
+    where = f"[{message.environment}] " if message.environment else ""
+    title = escape(f"{_SIGNS[message.severity]} {where}{message.title}")
     head = f"<b>{title}</b>" if bold else title
     tail = [escape(note) for note in message.notes]
     room = size_max - _size("\n".join((head, *tail))) - _size("\n… and 1,000,000,000 before them")

@@ -269,6 +269,7 @@ class Duty:
             title=self._redactor.text(alert.title)[:_TEXT_MAX],
             text=self._redactor.text(alert.text)[:_TEXT_MAX],
             details=scrubbed,
+            environment=self._source.snapshot.environment or "",
         )
 
     # --- sending ---

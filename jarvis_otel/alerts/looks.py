@@ -118,7 +118,8 @@ def collector_alert(where: str, problem: str | None, now: float) -> Alert:
     else:
         title, severity = "the collector is not well", "critical"
         text = (
-            f"the collector at {where} {problem}; applications keep their records meanwhile, as long as they have room"
+            f"the collector at {where} {problem}; applications keep their records meanwhile, as long as they have "
+            "room; jarvis doctor says more"
         )
     details = {"collector": where, "problem": problem or "", "state": "ok" if problem is None else "degraded"}
     return Alert("collector", title, text, "", severity, moment_of(now), details)

@@ -114,7 +114,10 @@ def rate_alert(impact: Impact, one: VariantImpact, limit: float, *, over: bool, 
     )
     beside = f"; beside it {others}" if others else ""
     title = f"{name}: errors are {state}"
-    text = f"{share} of {one.operations:,} operations failed ({low} to {high} %){beside}"
+    text = (
+        f"{share} of {one.operations:,} operations failed ({low} to {high} %){beside}; "
+        f"jarvis flags impact {impact.flag} says more"
+    )
     details = {
         "variant": one.variant,
         "operations": one.operations,

@@ -17,8 +17,8 @@ from jarvis_otel.settings import Settings
 
 __all__ = ["STOP_S", "Alerts", "is_on_duty", "why_silent"]
 
-STOP_S = 2.0
-"""So long may it take to stop."""
+STOP_S = 1.0
+"""So long may it take to stop; a front end that is told to end has two seconds for all that it does."""
 
 _STANDBY_S = 1.0
 

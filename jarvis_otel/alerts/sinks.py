@@ -24,6 +24,9 @@ _RETRY_AFTER_MAX = 3600.0
 _PROBLEM_MAX = 200
 _AGENT = "jarvis-otel"
 
+_OF_THE_MESSAGE = ("can't parse entities", "message is too long", "message text is empty")
+"""What Telegram says of a message that it will never take; its other 400 are about the chat."""
+
 _LATER = frozenset({401, 403, 404, 405, 408, 410, 425, 429})
 """Answers that say nothing against the message: it may go through once somebody has set something right."""
 
@@ -135,7 +138,11 @@ class TelegramSink:
         ok, said, retry_after = _telegram_answer(response)
         if ok and 200 <= response.status < 300:
             return Result(Fate.DELIVERED)
-        return _undelivered(response, said, retry_after or response.retry_after, self._secrets)
+        result = _undelivered(response, said, retry_after or response.retry_after, self._secrets)
+        if response.status == 400 and not any(words in said for words in _OF_THE_MESSAGE):
+            # nobody pressed Start there yet, or the chat has another id by now: whoever sets it right misses nothing
+            return result._replace(fate=Fate.FAILED)
+        return result
 
     def stop(self) -> None:
         """Breaks off what is under way; nothing else is sent."""

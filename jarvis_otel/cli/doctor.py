@@ -38,7 +38,7 @@ class Finding(NamedTuple):
     """What was looked at, and how it is.
 
     Attributes:
-        what: settings, flags, collector, spool, logs, alerts.
+        what: settings, flags, etcd, collector, spool, logs, alerts.
         state: ok, warning or problem.
         text: How it is.
         cure: What to do; empty where all is well.

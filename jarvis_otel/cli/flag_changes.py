@@ -20,6 +20,7 @@ from jarvis_otel.terminal import printable, table
 __all__ = ["add_change_parsers"]
 
 _FLAG, _LASTS = "flag", "lasts"
+_TURN_OFF = ("disable", "toggle", "rollout", "reset", "revert", "panic")
 _NO_KINDS = (OutcomeKind.NOT_FOUND, OutcomeKind.REFUSED, OutcomeKind.CONFLICT, OutcomeKind.NEEDS_APPROVAL)
 
 
@@ -45,7 +46,15 @@ def add_change_parsers(parts: argparse._SubParsersAction[Any]) -> None:
     )
     for name, summary, example, run, wants in commands:
         # off works where no flag file can be read, and what is refused then is refused by FlagAdmin
-        parser = add_command(parts, name, summary, f"jarvis flags {name} {example}", run, needs_flags=False)
+        parser = add_command(
+            parts,
+            name,
+            summary,
+            f"jarvis flags {name} {example}",
+            run,
+            needs_flags=False,
+            turns_off=name in _TURN_OFF,
+        )
         if _FLAG in wants:
             parser.add_argument("flag", metavar="FLAG")
         if "request" in wants:

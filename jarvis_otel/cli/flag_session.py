@@ -69,6 +69,7 @@ def add_command(
     *,
     default: str = "human",
     needs_flags: bool = True,
+    turns_off: bool = False,
 ) -> argparse.ArgumentParser:
     """Adds one command to `jarvis flags`.
 
@@ -80,20 +81,22 @@ def add_command(
         run: Does it.
         default: The format where none is asked for.
         needs_flags: Whether it can do nothing without a flag file that can be read.
+        turns_off: Whether it can turn flags off, which it does also where the settings have faults, and then nothing
+            else: applications run with the same ones, and with the same defaults in their place.
     """
     parser: argparse.ArgumentParser = parts.add_parser(
         name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=f"example: {example}"
     )
     parser.add_argument("--format", choices=("human", "json"), default=default)
-    parser.set_defaults(func=lambda args: _run(run, args, needs_flags=needs_flags))
+    parser.set_defaults(func=lambda args: _run(run, args, needs_flags=needs_flags, turns_off=turns_off))
     return parser
 
 
-def _run(run: Run, args: argparse.Namespace, *, needs_flags: bool) -> int:
+def _run(run: Run, args: argparse.Namespace, *, needs_flags: bool, turns_off: bool) -> int:
     settings = Settings.load()
     for problem in settings.problems:
         print(f"jarvis: {problem}", file=sys.stderr)
-    if settings.problems:
+    if settings.problems and not turns_off:
         return WRONG
     # the commands say themselves what is wrong with the files, where it matters to them
     logging.getLogger("jarvis_flags").addHandler(logging.NullHandler())
@@ -159,7 +162,8 @@ def author_of(flags: FlagSession, args: argparse.Namespace) -> Author:
         except (OSError, KeyError):  # a container may run as a user without a name
             user = "unknown"
         who = f"{user}@{socket.gethostname()}"
-    return Author(who, "cli", args.reason, flags.settings.roles.get(who, Role.ADMIN))
+    only_off = "mend the settings first" if flags.settings.problems else ""
+    return Author(who, "cli", args.reason, flags.settings.roles.get(who, Role.ADMIN), only_off)
 
 
 def value_of(text: str) -> Any:

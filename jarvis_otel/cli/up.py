@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import os
 import selectors
 import signal
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Self
@@ -26,9 +27,10 @@ _EPILOG = """\
 example:
   jarvis up
 
-It prints a line for each: where the collector listens, the URL that logs in to the web page, that the bot runs (where
+It prints a line for each: where the collector listens, the URL that logs in to the web page, that the bot starts (where
 there is a telegram_token), and what alerts tell (where alerts are set; jarvis web tells them). One that ends is started
-again, later and later while it keeps ending. Ctrl-C and SIGTERM end all of them.
+again, later and later while it keeps ending. Ctrl-C and SIGTERM end all of them; on Linux they end too when it is
+killed.
 """
 _START_S = 30.0
 _STOP_S = 5.0
@@ -39,6 +41,7 @@ _SETTLED_S = 5.0
 _STEADY_S = 60.0
 """What has run so long begins with the shortest delay again."""
 _WRONG = 2
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 class _WrongError(Exception):
@@ -119,9 +122,15 @@ class _Child:
 
     def start(self, environ: Mapping[str, str]) -> None:
         command = [sys.executable, "-P", "-m", "jarvis_otel.cli.main", self.name, *self.arguments]
-        # a session of its own: Ctrl-C is for us, and we end them in order
         self.process = subprocess.Popen(  # noqa: S603
-            command, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
+            command,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            # a session of its own: Ctrl-C is for us, and we end them in order
+            start_new_session=True,
+            # as we have one thread, nothing can be locked in the child
+            preexec_fn=_ends_with_us(),  # noqa: PLW1509
         )
         self.began, self.output = time.monotonic(), b""
 
@@ -227,7 +236,7 @@ class _Company:
     def _start(self, child: _Child) -> None:
         child.start(self._environ)
         if child.name == "telegram":
-            _say("telegram", "the bot runs")
+            _say("telegram", "the bot starts")
 
     def _wait(self) -> None:
         """Until one of them prints something, or ends, or a signal comes."""
@@ -254,6 +263,21 @@ class _Company:
                 self._start(child)
         settled = [child.process and time.monotonic() - child.began > _SETTLED_S for child in self._children]
         self._all_began = self._all_began or all(settled)
+
+
+def _ends_with_us() -> Callable[[], None] | None:
+    """What has a child ended when we are killed, who can then end nothing any more; None where the kernel cannot."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is None:
+        return None
+    ours = os.getpid()
+
+    def ask_for_it() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != ours:  # we were killed before it was asked for
+            os._exit(_WRONG)
+
+    return ask_for_it
 
 
 def _say(name: str, what: str) -> None:

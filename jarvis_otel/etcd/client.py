@@ -200,7 +200,8 @@ class EtcdClient:
 
     def _ask(self, endpoint: str, path: str, body: Mapping[str, Any], seconds: float = REQUEST_S) -> dict[str, Any]:
         answer = self._read(self._send(endpoint, path, body, seconds), endpoint)
-        if answer.get("code") == _UNAUTHENTICATED and path != "auth/authenticate":
+        outdated = answer.get("code") == _UNAUTHENTICATED or "auth store is old" in str(answer.get("error", ""))
+        if outdated and path != "auth/authenticate":
             self._token = ""
             answer = self._read(self._send(endpoint, path, body, seconds), endpoint)
         if "error" not in answer:

@@ -99,8 +99,8 @@ class EtcdStore:
         """The overrides that stand, as far as this machine knows."""
         try:
             return self._feed.read().standing(time.time())
-        except OverrideError:
-            return OverrideSet()
+        except OverrideError as error:
+            return error.known or OverrideSet()
 
     def commit(
         self,

@@ -14,7 +14,6 @@ from typing import Any
 
 from jarvis_flags.feeds import Followed, FollowedFeed, StoreState
 from jarvis_flags.overrides import OverrideError, OverrideSet
-from jarvis_flags.watch import restart_after_fork
 from jarvis_otel.etcd.client import EtcdClient, EtcdError, EtcdUnavailableError, WatchStream, b64
 from jarvis_otel.etcd.keys import Keys, Lasting, SharedFlags, read_flags, remaining
 from jarvis_otel.etcd.session import Session
@@ -27,6 +26,7 @@ FIRST_S = 1.0
 _RETRY_S = 1.0
 _BEHIND_S = 1.0
 _REPORT_S = 1.0
+_SPREAD_S = 0.1
 _PAUSES_S = (0.05, 2.0)
 _STOP_S = 3.0
 
@@ -81,7 +81,6 @@ class Follower(FollowedFeed):
     def start(self, changed: Callable[[], None]) -> None:
         """Begins to follow, in two threads (see OverrideFeed)."""
         self._changed = changed
-        restart_after_fork(self)
         self._begin()
 
     def _begin(self) -> None:
@@ -143,8 +142,11 @@ class Follower(FollowedFeed):
             EtcdError: They cannot be had.
             OverrideError: They cannot be used.
         """
+        before = self.known()
         shared = read_flags(self._client, self._keys, limit=limit)
-        self.take_over(shared)
+        # all members agreed on the answer, so it is not older than what was known, unless etcd itself is
+        restored = before is not None and before.cluster == shared.cluster and shared.position < before.position
+        self.take_over(shared, restored=restored)
         return shared
 
     def look_first(self) -> None:
@@ -155,29 +157,33 @@ class Follower(FollowedFeed):
         except (EtcdError, OverrideError) as error:
             self.state = self._lost(error, "stale")
 
-    def take_over(self, shared: SharedFlags, left: Callable[[Lasting], float | None] | None = None) -> None:
+    def take_over(
+        self, shared: SharedFlags, left: Callable[[Lasting], float | None] | None = None, *, restored: bool = False
+    ) -> None:
         """Takes overrides over that etcd gave, unless something newer is known.
 
         Args:
             shared: The overrides.
             left: Seconds that a lease has left; etcd is asked if None.
+            restored: Whether etcd went back to an older state since the last look.
 
         Raises:
             OverrideError: They are gone from etcd.
         """
         known = self.known()
-        self.check(shared)
-        if known is not None and shared.overrides.revision < known.overrides.revision:
-            same = shared.cluster == known.cluster
-            if not same or shared.position > known.position:
-                _logger.warning(
-                    "etcd has the flags of revision %d, this machine knew %d: was a backup restored? "
-                    "what was turned off since then is on again",
-                    shared.overrides.revision,
-                    known.overrides.revision,
-                )
+        self.check(shared, restored=restored)
+        same = known is not None and shared.cluster == known.cluster
+        older = known is not None and shared.overrides.revision < known.overrides.revision
+        if known is not None and older and (restored or not same or shared.position > known.position):
+            _logger.warning(
+                "etcd has the flags of revision %d, this machine knew %d: was a backup restored? "
+                "what was turned off since then is on again",
+                shared.overrides.revision,
+                known.overrides.revision,
+            )
         overrides = self._on_this_clock(shared, known, left)
-        if self.put(Followed(shared.cluster, shared.position, overrides)):
+        times = (known.restored if known is not None and same else 0) + restored
+        if self.put(Followed(shared.cluster, shared.position, overrides, times)):
             self.tell()
 
     def standing(self, shared: SharedFlags) -> OverrideSet:
@@ -191,8 +197,12 @@ class Follower(FollowedFeed):
         ask = left or (lambda lasting: remaining(self._client, lasting))
         return shared.on_this_clock(before, time.time(), ask)
 
-    def check(self, shared: SharedFlags) -> None:
+    def check(self, shared: SharedFlags, *, restored: bool = False) -> None:
         """Makes sure that etcd has flags where this machine knows of some: a kill switch is not lifted by their loss.
+
+        Args:
+            shared: What etcd has.
+            restored: Whether etcd went back to an older state.
 
         Raises:
             OverrideError: It has none.
@@ -200,7 +210,7 @@ class Follower(FollowedFeed):
         known = self.known()
         if shared.compared or known is None or known.overrides.revision == 0:
             return
-        if shared.cluster != known.cluster or shared.position >= known.position:
+        if restored or shared.cluster != known.cluster or shared.position >= known.position:
             raise OverrideError(
                 f"etcd has no flags under {self._keys.state.decode()}, but this machine knows those of revision "
                 f"{known.overrides.revision}: restore a backup of etcd, or remove {self.directory} to begin anew"
@@ -265,22 +275,26 @@ class Follower(FollowedFeed):
 
     def _beat(self) -> None:
         """The thread of the heartbeat."""
-        due = told = 0.0
+        due = report = told = 0.0
         unreported = None
         while not self._stopping.is_set():
             now = time.monotonic()
-            wake = due if unreported is None else min(due, told + _REPORT_S)
+            wake = due if unreported is None else min(due, report)
             if self._woken.wait(max(0.0, wake - now)):
                 self._woken.clear()
             if self._stopping.is_set():
                 return
             seen, self._seen = self._seen, None
-            unreported = seen or unreported
             now = time.monotonic()
+            if seen is not None:
+                if unreported is None:
+                    # many changes in a row are reported once a second, and by many processes not all at once: else
+                    # those reports would be most of what etcd does
+                    report = max(told + _REPORT_S, now + random.uniform(0, _SPREAD_S))  # noqa: S311 - to come apart
+                unreported = seen
             try:
-                # many changes in a row are reported once a second: else those reports would be most of what etcd does
-                if unreported is not None and now >= told + _REPORT_S:
-                    told = now
+                if unreported is not None and now >= report:
+                    told, report = now, now + _REPORT_S
                     self.session.report(unreported)
                     unreported = None
                 if now >= due:
@@ -301,23 +315,29 @@ class Follower(FollowedFeed):
         written = int(pairs[0]["mod_revision"]) if pairs else 0
         if not pairs:
             self.look()  # nothing was ever changed, or all is gone
-        if self._is_behind(written) and not self._stopping.wait(_BEHIND_S) and self._is_behind(written):
-            shared = self.look()
-            with self._applying:
-                if self._shared is not None and self._shared.position < shared.position:
-                    self._shared = shared
-            if (stream := self._stream) is not None:
-                self._client.move_on(stream.endpoint)
-                stream.stop()
+        if self._is_elsewhere(written) and not self._stopping.wait(_BEHIND_S) and self._is_elsewhere(written):
+            self._catch_up()
         self.session.keep()
         self._end_lapsed()
         self.sync()
         for chore in self.chores:
             chore()
 
-    def _is_behind(self, written: int) -> bool:
+    def _catch_up(self) -> None:
+        """Looks itself, and begins the watch anew where that was not where etcd is."""
+        shared = self.look()
+        with self._applying:
+            if self._shared is None or self._shared.compared == shared.compared:
+                return
+            self._shared = shared
+        if (stream := self._stream) is not None:
+            self._client.move_on(stream.endpoint)
+            stream.stop()
+
+    def _is_elsewhere(self, written: int) -> bool:
+        """Whether the watch is not where etcd is: behind it, or ahead of one that was restored."""
         shared = self._shared
-        return shared is not None and shared.compared < written
+        return shared is not None and shared.compared != written
 
     def _end_lapsed(self) -> None:
         """Ends leases that are over by what was set: a new leader of etcd gives them their full time again."""

@@ -282,8 +282,8 @@ class Gathered:
             )
             for name, (operations, errors) in counts.items()
         }
-        known = {(change.key, change.new) for change in changes}
-        told = [change for change in self._changes.values() if (change.key, change.new) not in known]
+        known = {change.key for change in changes}
+        told = [change for change in self._changes.values() if not change.key or change.key not in known]
         all_changes = sorted([*changes, *told], key=lambda change: change.at)
         return compare(self._flag, outcomes, baseline, changes=all_changes, mixed=mixed, sample=self._mask + 1)
 

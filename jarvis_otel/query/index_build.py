@@ -168,10 +168,10 @@ def index_file(
     with LogFile(path) as file:
         fd = file.fd
         status = os.fstat(fd)
-        before = None if anew else BlockIndex.load(path, fd, counts=True)
+        before = None if anew else BlockIndex.load(path, fd)
         if before is not None and before.origin.size == status.st_size:
             return Indexed(len(before.entries), before.origin.covered, 0, index_path(path).stat().st_size)
-        builder = _Builder(path, kind, before)
+        builder = _Builder(path, kind, before and BlockIndex.load(path, fd, counts=True))
         blocks = (
             _gzip_blocks(fd, builder.covered, status.st_size)
             if file.is_gzip
@@ -376,13 +376,15 @@ def _gzip_blocks(fd: int, start: int, end: int) -> Iterator[_Block]:
 
 
 def _write(target: Path, content: bytes) -> None:
-    """Writes an index, whole or not at all; it need not survive a crash."""
+    """Writes an index, whole or not at all."""
     target.parent.mkdir(mode=0o750, exist_ok=True)
     temporary = target.with_suffix(f".{os.getpid()}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(content)
+            file.flush()
+            os.fsync(fd)  # what a crash of the machine tore would be kept as long as the file does not grow
         temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)

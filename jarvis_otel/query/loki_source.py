@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import errno
-import http.client
 import re
-import socket
-import ssl
-import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +14,7 @@ from urllib.parse import urlencode, urlsplit
 import orjson
 
 from jarvis_collector.config import LokiTarget
+from jarvis_collector.http_client import HttpClient
 from jarvis_otel.collector_settings import loki_target
 from jarvis_otel.query.errors import QueryError
 from jarvis_otel.query.files import LOGS, Kind, Seen, Tally
@@ -242,17 +238,12 @@ class _Client:
     """Asks one Loki over one kept-alive connection; redirects are not followed."""
 
     def __init__(self, target: LokiTarget) -> None:
-        url = urlsplit(target.url)
-        self._host = url.hostname or ""
-        self._tls = url.scheme == "https"
-        self._port = url.port or (443 if self._tls else 80)
-        self._path = url.path.rstrip("/") + _PATH
-        self._timeout = target.timeout
+        self._client = HttpClient(target.url, target.timeout, content_max=_ANSWER_MAX + 1)
+        self._path = urlsplit(target.url).path.rstrip("/") + _PATH
         # Not `categorize-labels`: with it Loki 3.7.8 answers 200 and nothing where it cannot hand on a page, 4 MB of
         # large records; without it, with an error.
         self._headers = {"User-Agent": "jarvis-logs", **target.headers}
-        self._connection: http.client.HTTPConnection | None = None
-        self.where = f"Loki at {f'[{self._host}]' if ':' in self._host else self._host}:{self._port}"
+        self.where = f"Loki at {self._client.where}"
 
     def entries(self, text: str, start: int, end: int, limit: int, *, newest_first: bool) -> list[_Entry]:
         """One page, in the order of its direction.
@@ -285,69 +276,20 @@ class _Client:
         return entries
 
     def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = None
+        self._client.close()
 
     def _ask(self, parameters: str) -> tuple[int, bytes]:
-        """Status and body; a kept connection that the other side closed meanwhile is opened once more."""
-        fresh = self._connection is None
-        try:
-            try:
-                return self._exchange(parameters)
-            except (ConnectionError, http.client.BadStatusLine):
-                self.close()
-                if fresh:
-                    raise
-                return self._exchange(parameters)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            self.close()
-            if isinstance(error, LokiError):
-                raise
-            problem = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise LokiError(self.where, problem) from None
-
-    def _exchange(self, parameters: str) -> tuple[int, bytes]:
-        if self._connection is None:
-            kind = http.client.HTTPSConnection if self._tls else http.client.HTTPConnection
-            more: dict[str, Any] = {"context": ssl.create_default_context()} if self._tls else {}
-            self._connection = kind(self._host, self._port, timeout=self._timeout, **more)
-            self._connection.connect()
-        overdue = threading.Event()
-        connected = self._connection.sock
-
-        def give_up() -> None:
-            overdue.set()
-            with suppress(OSError):
-                connected.shutdown(socket.SHUT_RDWR)
-
-        # the socket's own timeout begins anew with each byte that trickles in
-        timer = threading.Timer(self._timeout, give_up)
-        timer.daemon = True
-        timer.start()
-        try:
-            if len(parameters) <= _GET_MAX:
-                self._connection.request("GET", f"{self._path}?{parameters}", headers=self._headers)
-            else:
-                headers = {**self._headers, "Content-Type": "application/x-www-form-urlencoded"}
-                self._connection.request("POST", self._path, parameters, headers)
-            response = self._connection.getresponse()
-            content = response.read(_ANSWER_MAX + 1)
-        except (OSError, http.client.HTTPException, ValueError):
-            if overdue.is_set():
-                raise TimeoutError(f"no answer within {self._timeout:g} s") from None
-            raise
-        finally:
-            timer.cancel()
-            timer.join()
-        if overdue.is_set():
-            raise LokiError(self.where, f"no answer within {self._timeout:g} s")
-        if len(content) > _ANSWER_MAX:
-            self.close()
+        """Status and body."""
+        if len(parameters) <= _GET_MAX:
+            answer = self._client.request("GET", f"{self._path}?{parameters}", headers=self._headers)
+        else:
+            headers = {**self._headers, "Content-Type": "application/x-www-form-urlencoded"}
+            answer = self._client.request("POST", self._path, parameters.encode(), headers)
+        if not answer.status:
+            raise LokiError(self.where, answer.reason)
+        if len(answer.content) > _ANSWER_MAX:
             raise _TooMuch(f"a page of more than {_ANSWER_MAX >> 20} MiB")
-        if response.will_close or not response.isclosed():
-            self.close()
-        return response.status, content
+        return answer.status, answer.content
 
 
 def _entries(answer: Mapping[str, Any]) -> Iterator[_Entry]:

@@ -35,7 +35,7 @@ def add_flag_handlers(
         admin: The service that changes flags; that of `get_flags()` if None.
         settings: Who may use it; read from config/jarvis.yaml and the environment if None.
         group: The group of the handlers.
-        alone: Whether the bot has no other commands, so that /start and /help are free.
+        alone: Whether the bot has no other commands, so that all that there may be, such as /help, are for us.
     """
     from jarvis_otel.telegram.desk import Desk  # noqa: PLC0415 - heavy, and only where there is a bot
     from jarvis_otel.telegram.handlers import FlagHandlers  # noqa: PLC0415

@@ -149,7 +149,10 @@ class Desk:
                 return lambda: self._history(rest.partition(" ")[0], 0, role)
             case "flag_enable" | "flag_disable" | "flag_toggle" | "flag_rollout" | "flag_reset":
                 return self._change_command(sent, role, name.removeprefix("flag_"), rest)
-        return texts.help_page()
+            case "start" | "help" | "flag_help":
+                return texts.help_page()
+        hint = did_you_mean(f"/{name}", [f"/{command}" for command in texts.COMMANDS], "; /flag_help lists them")
+        return texts.note_page(f"no command /{name}{hint}")
 
     def tap(self, sent: Sent, data: str) -> Tapped | Deed | None:
         """Answers the tap of a button: at once, or where it can turn something on as a deed.
@@ -338,6 +341,8 @@ class Desk:
 
     def _list(self, chosen: str, page: int) -> Page:
         snapshot = self._admin.source.snapshot
+        if not self._ids() and snapshot.problems:
+            return texts.note_page(str(snapshot.problems[0]))
         changed = last_changes(self._admin.history())
         stale = {flag_id for flag_id in snapshot.definitions if self._stale(flag_id, changed)}
         return texts.flags_page(flag_states(snapshot), stale, chosen if chosen in texts.FILTERS else "all", page)

@@ -48,6 +48,8 @@ OLD_S = 60.0
 STOP_S = 0.1
 ASKED_MAX = 2
 """So many questions to the logs are answered at a time; the others wait."""
+ANSWERING_MAX = 32
+"""So many looks and questions wait at most, so that there is always room for what tells of changes."""
 SETTLE_S = 0.1
 """Requests that come one after the other are looked at together."""
 
@@ -81,6 +83,7 @@ class FlagHandlers:
         self._token = application.bot.token
         # what changes flags waits for no look
         self._changes, self._looks = Worker("changes"), Worker("looks")
+        self._answering = 0
         self._slow_until = float("-inf")
         self._outbox = Outbox(self._token)
         hide_token_in_logs(self._token)
@@ -101,16 +104,19 @@ class FlagHandlers:
         """The handlers, all of one group.
 
         Args:
-            alone: Whether the bot has no other commands, so that /start and /help are free.
+            alone: Whether the bot has no other commands, so that all that there may be are for us.
         """
-        names = [*texts.COMMANDS, *(("start", "help") if alone else ())]
         # no edited messages, and no posts of channels
         new = filters.UpdateType.MESSAGE
-        return [
-            CommandHandler(names, self._on_command, filters=new),
+        ours: list[BaseHandler[Any, Any, Any]] = [
+            CommandHandler([*texts.COMMANDS], self._on_command, filters=new),
             CallbackQueryHandler(self._on_tap, pattern=r"^jf:"),
             MessageHandler(new & filters.REPLY & filters.TEXT & ~filters.COMMAND, self._on_reply),
         ]
+        if alone:
+            # who mistypes a command must not take silence for success
+            ours.append(MessageHandler(new & filters.ChatType.PRIVATE & filters.COMMAND, self._on_command))
+        return ours
 
     async def start(self) -> None:
         """Begins what runs beside the handlers: menus, and requests for approval; may be called twice."""
@@ -146,10 +152,8 @@ class FlagHandlers:
             return
         if isinstance(answer, Page):
             self._send(chat, answer)
-        elif isinstance(answer, Ask):
-            self._answer_from_logs(chat, answer)
         else:
-            self._answer_by_look(chat, answer)
+            self._answer_beside(chat, answer)
         if sent.person not in self._menus:
             # before they spoke to the bot there was no chat to show a menu in
             self._menus_for = frozenset()
@@ -195,10 +199,8 @@ class FlagHandlers:
         else:
             answer = await self._changes.run(answer, await self._too_old(query))
         message = None if answer.new or query.message is None else query.message.message_id
-        if answer.ask is not None:
-            self._answer_from_logs(sent.person, answer.ask)
-        elif answer.look is not None:
-            self._answer_by_look(sent.person, answer.look, message)
+        if (asked := answer.ask or answer.look) is not None:
+            self._answer_beside(sent.person, asked, message)
         elif answer.page is not None:
             self._send(sent.person, answer.page, message)
 
@@ -285,17 +287,22 @@ class FlagHandlers:
             link_preview_options=LinkPreviewOptions(is_disabled=True),
         )
 
-    def _answer_from_logs(self, chat: int, ask: Ask) -> None:
-        async def answer() -> None:
-            async with self._asking:
-                page = await log_answers.answer(ask)
-            self._send(chat, page)
+    def _answer_beside(self, chat: int, asked: Ask | Look, message: int | None = None) -> None:
+        """Answers what changes nothing, while changes go on; what the logs say is a new message."""
 
-        self._outbox.post(lambda: self._guarded(chat, answer()))
-
-    def _answer_by_look(self, chat: int, look: Look, message: int | None = None) -> None:
         async def answer() -> None:
-            self._send(chat, await self._looks.run(look), message)
+            if self._answering >= ANSWERING_MAX:
+                self._send(chat, texts.note_page("Too much is asked at the moment; ask again in a while."))
+                return
+            self._answering += 1
+            try:
+                if isinstance(asked, Ask):
+                    async with self._asking:
+                        self._send(chat, await log_answers.answer(asked))
+                else:
+                    self._send(chat, await self._looks.run(asked), message)
+            finally:
+                self._answering -= 1
 
         self._outbox.post(lambda: self._guarded(chat, answer()))
 

@@ -11,7 +11,7 @@ from telegram.error import BadRequest, InvalidToken, NetworkError, RetryAfter, T
 
 from jarvis_otel.telegram.secrecy import without_token
 
-__all__ = ["Outbox"]
+__all__ = ["Outbox", "seconds_to_wait"]
 
 WAITING_MAX = 256
 TRIES = 4
@@ -65,7 +65,7 @@ class Outbox:
             try:
                 return await call()
             except RetryAfter as error:
-                wait = min(_seconds(error), RETRY_MAX_S)
+                wait = min(seconds_to_wait(error), RETRY_MAX_S)
                 why = str(error)
             except BadRequest as error:
                 if "message is not modified" not in str(error).lower():
@@ -92,6 +92,7 @@ class Outbox:
                 task.cancel()
 
 
-def _seconds(error: RetryAfter) -> float:
+def seconds_to_wait(error: RetryAfter) -> float:
+    """So long does Telegram want not to be asked."""
     after = error.retry_after
     return float(after) if isinstance(after, int | float) else after.total_seconds()

@@ -24,6 +24,7 @@ from jarvis_otel.fronts import open_front
 from jarvis_otel.settings import Settings
 from jarvis_otel.telegram import add_flag_handlers
 from jarvis_otel.telegram.handlers import OLD_S, FlagHandlers
+from jarvis_otel.telegram.outbox import seconds_to_wait
 from jarvis_otel.telegram.people import People
 from jarvis_otel.telegram.secrecy import without_token
 
@@ -98,7 +99,8 @@ class _Bot:
         )
         self._application = application
         self._ours: FlagHandlers = add_flag_handlers(application, admin=admin, settings=settings, alone=True)
-        self._people = len(People(settings).with_role(*Role))
+        people = len(People(settings).with_role(*Role))
+        self._people = f"{people} people" if people != 1 else "one person"
 
     async def run(self) -> int:
         """Polls until it is told to stop."""
@@ -130,7 +132,7 @@ class _Bot:
             bot = self._application.bot
             await self._try(lambda: bot.delete_webhook(drop_pending_updates=False))
             if not self._stopping.is_set():
-                self._say(f"@{bot.username} answers {self._people} people; Ctrl-C ends it")
+                self._say(f"@{bot.username} answers {self._people}; Ctrl-C ends it")
                 await self._ours.start()
             while not self._stopping.is_set():
                 await self._handle(await self._try(self._updates) or ())
@@ -184,9 +186,8 @@ class _Bot:
             except InvalidToken:
                 raise
             except RetryAfter as error:
-                after = error.retry_after
-                seconds = float(after) if isinstance(after, int | float) else after.total_seconds()
-                why, wait = f"Telegram wants less (429): waiting {seconds:g} seconds", seconds
+                wait = seconds_to_wait(error)
+                why = f"Telegram wants less (429): waiting {wait:g} seconds"
             except Conflict:
                 why, wait = _CONFLICT, min(wait * 2, WAIT_MAX_S)
             except TelegramError as error:

@@ -13,15 +13,11 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from jarvis_otel.admin.audit import AuditEntry, entries, verify
-from jarvis_otel.admin.author import Author
-from jarvis_otel.admin.outcome import Outcome, OutcomeKind
 from jarvis_otel.admin.service import ApprovalRequest
 from jarvis_otel.admin.states import change_words
-from jarvis_otel.admin.store import StoreError
 from jarvis_otel.web import api
 from jarvis_otel.web.errors import problem
 from jarvis_otel.web.pages import render
-from jarvis_otel.web.security import author
 from jarvis_otel.web.site import Site
 
 __all__ = ["operations", "routes"]
@@ -36,12 +32,6 @@ _FILTERS = {
     "via": "only from this front end: cli, telegram, web, api, file",
     "action": "only this: enable, disable, rollout, reset, panic, promote, revert, create, edit, login",
     "outcome": "only what ended so: applied, refused, requested, approved, written",
-}
-_STATUS = {
-    OutcomeKind.REFUSED: 403,
-    OutcomeKind.NOT_FOUND: 404,
-    OutcomeKind.CONFLICT: 409,
-    OutcomeKind.UNAVAILABLE: 503,
 }
 _ENTRY = {
     "type": "object",
@@ -81,28 +71,12 @@ class _Audit:
 
 
 def routes(site: Site) -> list[BaseRoute]:
-    """The page and what its forms post to."""
+    """The page; what waits for approval is answered at /approvals."""
 
     async def show(request: Request) -> Response:
         return await _page(site, request)
 
-    async def answer(request: Request, act: Callable[[str, Author], Outcome]) -> Response:
-        form = await request.form()
-        by = author(request, str(form.get("reason", "")))
-        outcome = await run_in_threadpool(act, request.path_params["request"], by)
-        return await _page(site, request, outcome)
-
-    async def approve(request: Request) -> Response:
-        return await answer(request, site.admin.approve)
-
-    async def deny(request: Request) -> Response:
-        return await answer(request, site.admin.deny)
-
-    return [
-        Route("/activity", show, methods=["GET"]),
-        Route("/activity/requests/{request}/approve", approve, methods=["POST"]),
-        Route("/activity/requests/{request}/deny", deny, methods=["POST"]),
-    ]
+    return [Route("/activity", show, methods=["GET"])]
 
 
 def operations(site: Site) -> list[api.Operation]:
@@ -115,8 +89,6 @@ def operations(site: Site) -> list[api.Operation]:
             said = await run_in_threadpool(_read, site, query, limit, page)
         except ValueError as error:
             return problem(request, 400, str(error))
-        except StoreError as error:
-            return problem(request, 503, str(error))
         return api.answer_json(
             {
                 "entries": [{**asdict(entry), "hash": entry.hash} for entry in said.found],
@@ -145,7 +117,7 @@ def operations(site: Site) -> list[api.Operation]:
     return [api.Operation("/api/audit", audit, "The audit, newest first", parameters, answer, errors)]
 
 
-async def _page(site: Site, request: Request, outcome: Outcome | None = None) -> Response:
+async def _page(site: Site, request: Request) -> Response:
     query = request.query_params
     wanted = {name: query.get(name, "") for name in _FILTERS}
     try:
@@ -153,24 +125,19 @@ async def _page(site: Site, request: Request, outcome: Outcome | None = None) ->
         audit, waiting = await run_in_threadpool(lambda: (_read(site, query, PAGE_SIZE, number), site.admin.requests()))
     except ValueError as error:
         return problem(request, 400, str(error))
-    except StoreError as error:
-        return problem(request, 503, str(error))
     last = max(1, -(-audit.total // PAGE_SIZE))
 
     def link(page: int) -> str:
         return f"/activity?{urlencode({**{name: value for name, value in wanted.items() if value}, 'page': page})}"
 
-    status = 200 if outcome is None else _STATUS.get(outcome.kind, 200)
     return render(
         request,
         "activity.html",
-        status,
         section="/activity",
         audit=audit,
         words=change_words,
         wanted=wanted,
         narrowed=any(wanted.values()),
-        outcome=outcome,
         waiting=[_asked(site, one) for one in waiting],
         page=number,
         last=last,

@@ -15,11 +15,12 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from jarvis_otel.admin.store import StoreError
 from jarvis_otel.web import api
-from jarvis_otel.web.errors import on_http_error
+from jarvis_otel.web.errors import on_http_error, on_store_error
 from jarvis_otel.web.events import FlagEvent, event_stream
 from jarvis_otel.web.pages import STATIC_DIR, templates
-from jarvis_otel.web.security import Guard, cookie_name
+from jarvis_otel.web.security import Guard, stays_logged_in
 from jarvis_otel.web.site import Site
 
 __all__ = ["PAGES", "create_app"]
@@ -42,9 +43,7 @@ def create_app(site: Site) -> Starlette:
         return RedirectResponse("/flags", 303)
 
     async def events(request: Request) -> Response:
-        cookie = request.cookies.get(cookie_name(site))
-        may_listen = (lambda: True) if cookie is None else (lambda: site.sessions.holds(cookie))
-        return event_stream(site.events, request, _told, "flags", may_listen)
+        return event_stream(site.events, request, _told, "flags", stays_logged_in(request, site))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -76,7 +75,7 @@ def create_app(site: Site) -> Starlette:
             Mount("/static", _Static(directory=STATIC_DIR)),
         ],
         middleware=[Middleware(Guard, site=site)],
-        exception_handlers={HTTPException: on_http_error},
+        exception_handlers={HTTPException: on_http_error, StoreError: on_store_error},
         lifespan=lifespan,
     )
     app.state.templates = templates()

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from jarvis_otel.web.pages import render
 
-__all__ = ["is_api", "on_http_error", "problem"]
+__all__ = ["is_api", "on_http_error", "on_store_error", "problem"]
 
 
 def is_api(path: str) -> bool:
@@ -43,3 +43,8 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     response = problem(request, error.status_code, words.get(error.status_code, str(error.detail)))
     response.headers.update(error.headers or {})
     return response
+
+
+async def on_store_error(request: Request, error: Exception) -> Response:
+    """Starlette's handler where the audit or the overrides cannot be read."""
+    return problem(request, 503, str(error))

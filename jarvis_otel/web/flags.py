@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from jinja2 import Environment
 from markupsafe import Markup
@@ -43,7 +43,7 @@ from jarvis_otel.web.flags_changes import (
 from jarvis_otel.web.flags_counts import sparkline
 from jarvis_otel.web.flags_rows import MARKS, PAGE_SIZE, SORTS, SWITCHES, FlagRow, Wanted
 from jarvis_otel.web.flags_who import Asking, who_gets_what
-from jarvis_otel.web.pages import is_htmx, render
+from jarvis_otel.web.pages import flag_path, is_htmx, render
 from jarvis_otel.web.security import author, identity
 from jarvis_otel.web.site import Site
 
@@ -77,11 +77,6 @@ def routes(site: Site) -> list[BaseRoute]:
 def operations(site: Site) -> list[Operation]:
     """What programs may ask about flags."""
     return flags_api.operations(site)
-
-
-def flag_path(flag_id: str) -> str:
-    """The address of a flag's page."""
-    return f"/flags/{quote(flag_id.encode('utf-8', 'surrogatepass'), safe='')}"
 
 
 class _Told:
@@ -118,7 +113,7 @@ class _Drawn:
         drawn = self._rows.get((row.id, may_change))
         if drawn is not None and drawn[0] is row and drawn[1] == by_hour:
             return drawn[2]
-        markup = draw(row, flag_path, sparkline(by_hour), may_change)
+        markup = draw(row, sparkline(by_hour), may_change)
         if len(self._rows) >= _DRAWN_MAX:
             self._rows.clear()
         self._rows[row.id, may_change] = row, by_hour, markup
@@ -170,7 +165,7 @@ class _Pages:
         if is_htmx(request):
             return render(request, "_flags_list.html", **context)
         snapshot = self._admin.source.snapshot
-        _, requests, unreadable = self._audit()
+        requests, unreadable = self._requests()
         return render(
             request,
             "flags.html",
@@ -210,7 +205,8 @@ class _Pages:
             return self._no_flag(request, flag_id)
         state, snapshot = row.state, self._admin.source.snapshot
         query = request.query_params
-        entries, requests, unreadable = self._audit(flag_id)
+        requests, unreadable = self._requests()
+        entries = [] if unreadable else self._admin.history(flag_id)
         return render(
             request,
             "flag.html",
@@ -282,23 +278,23 @@ class _Pages:
         state = self._admin.state(flag_id)
         action = str(fields.get("action", ""))
         typed = str(fields.get("typed", "")).strip()
-        if action not in ACTIONS or action == "toggle":
-            # a page may be old: it says which way to turn, never just the other way
+        if action not in ACTIONS:
             return problem(request, 400, f"got the change {action[:40]!r}, want one of {', '.join(ACTIONS)}")
         by = author(request, reason_of(fields))
         if by.role is Role.VIEWER:
             return problem(request, 403, f"{by.who} is viewer: viewers look at everything and change nothing")
-        if state is None and (request.method == "GET" or action != "disable"):
+        if state is None and (request.method != "POST" or action != "disable"):
             return self._no_flag(request, flag_id)
         try:
-            asked = Asked.of(action, fields, confirmed=typed == flag_id)
+            asked = Asked.of(action, fields, confirmed=typed == flag_id.strip())
         except ValueError as error:
             return problem(request, 400, str(error))
-        if request.method == "GET":
+        if request.method != "POST":
             return self._change_page(request, state, asked)
         outcome = make(self._admin, flag_id, asked, by)
         if outcome.applied and action == "disable" and not by.reason and is_htmx(request):
-            context = {"flag_id": flag_id, "outcome": outcome, "path": flag_path, "lasts": _LASTS}
+            guarded = state is None or state.is_guarded
+            context = {"flag_id": flag_id, "outcome": outcome, "lasts": _LASTS, "is_guarded": guarded}
             return render(request, "_flag_turned_off.html", **context)
         if outcome.applied or outcome.kind is OutcomeKind.NEEDS_APPROVAL:
             return self._done(request, by, outcome, flag_path(flag_id), flag_id)
@@ -354,10 +350,7 @@ class _Pages:
         by = author(request, reason_of(fields))
         if decision not in ("approve", "deny"):
             return problem(request, 400, f"decision: got {str(decision)[:40]!r}, want approve or deny")
-        try:
-            asked_for = next((one for one in self._admin.requests() if one.id == request_id), None)
-        except StoreError as error:
-            return problem(request, 503, str(error))
+        asked_for = next((one for one in self._admin.requests() if one.id == request_id), None)
         decide = self._admin.approve if decision == "approve" else self._admin.deny
         outcome = decide(request_id, by)
         if asked_for is None:
@@ -373,12 +366,12 @@ class _Pages:
             return render(request, "_flag_outcome.html", STATUS[outcome.kind], outcome=outcome, flag_id=flag_id)
         return RedirectResponse(f"{path}?outcome={self._told.keep(by.who, outcome)}", 303)
 
-    def _audit(self, flag_id: str | None = None) -> tuple[list[AuditEntry], list[ApprovalRequest], list[str]]:
-        """What the audit says, and what waits; without it the page stands, and says so: off works all the same."""
+    def _requests(self) -> tuple[list[ApprovalRequest], list[str]]:
+        """What waits; where the audit cannot be read the page stands, and says so: off works all the same."""
         try:
-            return self._admin.history(flag_id), self._admin.requests(), []
+            return self._admin.requests(), []
         except StoreError as error:
-            return [], [], [str(error)]
+            return [], [str(error)]
 
     def _outcome(self, request: Request) -> Outcome | None:
         return self._told.find(identity(request).who, request.query_params.get("outcome", ""))
@@ -393,7 +386,6 @@ class _Pages:
             "may_change": identity(request).role is not Role.VIEWER,
             "is_admin": identity(request).role is Role.ADMIN,
             "who": identity(request).who,
-            "path": flag_path,
         }
 
 

@@ -101,14 +101,15 @@ def change_routes(site: Site) -> list[BaseRoute]:
         if not flag_id or action not in API_ACTIONS:
             return problem(request, 404, f"there is no such change; want one of {', '.join(API_ACTIONS)}")
         fields, wrong = _object(await request.body())
-        state = site.admin.state(flag_id)
-        turns_off = action == "disable" or (action == "toggle" and state is not None and state.toggles_off)
+        if action == "toggle":
+            state = site.admin.state(flag_id)
+            action = "disable" if state is not None and state.toggles_off else "enable"
         # whatever else was sent, it does not hold up off
-        if wrong and not turns_off:
+        if wrong and action != "disable":
             return problem(request, 400, wrong)
         by = author(request, reason_of(fields))
         try:
-            asked = Asked.of(action, fields, confirmed=fields.get("confirmed") is True, turns_off=turns_off)
+            asked = Asked.of(action, fields, confirmed=fields.get("confirmed") is True)
         except ValueError as error:
             return problem(request, 400, str(error))
         outcome = await run_in_threadpool(make, site.admin, flag_id, asked, by)

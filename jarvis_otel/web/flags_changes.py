@@ -33,7 +33,8 @@ __all__ = [
     "side_by_side",
 ]
 
-ACTIONS = ("enable", "disable", "toggle", "rollout", "reset", "revert", "promote")
+ACTIONS = ("enable", "disable", "rollout", "reset", "revert", "promote")
+"""A page may be old, so it says which way to turn: there is no toggle."""
 
 SAMPLE_USERS = 10_000
 
@@ -83,21 +84,20 @@ class Asked:
     reason: str = ""
 
     @classmethod
-    def of(cls, action: str, fields: Mapping[str, Any], *, confirmed: bool = False, turns_off: bool = False) -> Asked:
+    def of(cls, action: str, fields: Mapping[str, Any], *, confirmed: bool = False) -> Asked:
         """Reads the fields of a form, of a query or of a JSON object. Nothing in them holds up what turns off.
 
         Args:
             action: What is asked for.
             fields: percent, variant, lasts, revision, expected and reason, as text or as JSON has them.
             confirmed: Whether the person confirmed it.
-            turns_off: Whether it turns the flag off, as `disable` does in any case.
 
         Raises:
             ValueError: One of them cannot be read; the message names it.
         """
         if action not in ACTIONS:
             raise ValueError(f"action: got {action[:80]!r}, want one of {', '.join(ACTIONS)}")
-        read = _Fields(fields, strict=action != "disable" and not turns_off)
+        read = _Fields(fields, strict=action != "disable")
         return cls(
             action,
             percent=read("percent", _percent, "a number from 0 to 100") if action == "rollout" else None,
@@ -197,8 +197,6 @@ def make(admin: FlagAdmin, flag_id: str, asked: Asked, author: Author) -> Outcom
             outcome = admin.enable(
                 flag_id, author, confirmed=confirmed, lasts=lasts, variant=asked.variant, expected=expected
             )
-        case "toggle":
-            outcome = admin.toggle(flag_id, author, confirmed=confirmed, lasts=lasts, expected=expected)
         case "rollout":
             assert asked.percent is not None
             outcome = admin.rollout(flag_id, asked.percent, author, confirmed=confirmed, lasts=lasts, expected=expected)
@@ -208,7 +206,7 @@ def make(admin: FlagAdmin, flag_id: str, asked: Asked, author: Author) -> Outcom
             assert asked.revision is not None
             outcome = admin.revert(flag_id, asked.revision, author, confirmed=confirmed, expected=expected)
         case _:
-            outcome = admin.promote(flag_id, author)
+            outcome = admin.promote(flag_id, author, expected=expected)
     if outcome.kind is OutcomeKind.NEEDS_CONFIRMATION:
         admin.decline(asked.action, flag_id, author)
     elif outcome.kind is OutcomeKind.NEEDS_REASON:
@@ -262,7 +260,7 @@ def preview(
     Args:
         admin: The service.
         state: The flag as it stands.
-        asked: The change; not a toggle, which is one of the two others.
+        asked: The change.
         reason_always: Whether turning on any flag needs a reason.
         users: So many sample users are asked about.
     """

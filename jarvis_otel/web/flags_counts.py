@@ -174,14 +174,16 @@ class EvaluationCounts:
             return
         given, why = (context.get(f"feature_flag.result.{name}") for name in ("variant", "reason"))
         series = (given if isinstance(given, str) else "", why if isinstance(why, str) else "")
+        hour = timestamp[:13]
+        if hour > _hours_until(int(self._clock() // 3600) + 1)[-1]:
+            return  # a clock that is wrong; nobody would ever let go of it
         with self._lock:
-            counts = self._counted.setdefault(flag_id, {}).setdefault(timestamp[:13], Counter())
-            if series not in counts:
+            if series not in self._counted.get(flag_id, {}).get(hour, ()):
                 if self._series >= _SERIES_MAX:
                     self._left_out += 1
                     return
                 self._series += 1
-            counts[series] += 1
+            self._counted.setdefault(flag_id, {}).setdefault(hour, Counter())[series] += 1
             services = self._services.setdefault(flag_id, set())
             if isinstance(service := record.get("service"), str) and len(services) < _SERVICES_MAX:
                 services.add(service)
@@ -198,7 +200,7 @@ class EvaluationCounts:
                     self._services.pop(flag_id, None)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _hours_until(hour: int) -> tuple[str, ...]:
     """An hour since 1970 and those before it, oldest first; a list of a thousand flags asks for them as often."""
     return tuple(f"{datetime.fromtimestamp(at * 3600, UTC):%Y-%m-%dT%H}" for at in range(hour - HOURS + 1, hour + 1))

@@ -254,7 +254,7 @@ class FlagRows:
         pins: dict[str, list[tuple[str, str]]] = {}
         for process in self._admin.processes():
             for flag_id, value in process.pins.items():
-                pins.setdefault(flag_id, []).append((f"{process.service} (pid {process.pid})", value))
+                pins.setdefault(flag_id, []).append((f"{process.service} ({process.place})", value))
         return {flag_id: tuple(found) for flag_id, found in pins.items()}
 
     def _row(self, snapshot: Snapshot, state: FlagState) -> FlagRow:

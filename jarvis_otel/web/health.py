@@ -85,7 +85,7 @@ def _rest(site: Site) -> dict[str, Any]:
         "problems": [str(one) for one in snapshot.problems],
         "revision": snapshot.overrides.revision,
         "processes": [
-            {"pid": one.pid, "service": one.service, "revision": one.revision, "pins": dict(one.pins)}
+            {"service": one.service, "place": one.place, "revision": one.revision, "pins": dict(one.pins)}
             for one in site.admin.processes()
         ],
     }

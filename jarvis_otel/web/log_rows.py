@@ -14,6 +14,7 @@ from jarvis_otel.query.scan import Found
 from jarvis_otel.settings import LEVELS
 from jarvis_otel.web.log_filters import COLUMNS, LogFilters
 from jarvis_otel.web.log_pages import Place
+from jarvis_otel.web.pages import flag_path
 
 __all__ = ["Cell", "LogField", "LogRow", "flag_address", "record_fields", "row_of", "trace_address", "uid_of"]
 
@@ -177,7 +178,7 @@ def trace_address(value: Any) -> str | None:
 
 def flag_address(flag_id: str) -> str | None:
     """The page of a flag that a record names; None where it is none that an address can have."""
-    return None if flag_id in ("", ".", "..") else f"/flags/{quote(flag_id, safe='')}"
+    return None if flag_id in ("", ".", "..") else flag_path(flag_id)
 
 
 def uid_of(record: Record) -> str | None:

@@ -21,6 +21,7 @@ from jarvis_otel.query.tail import Tail
 from jarvis_otel.web.errors import problem
 from jarvis_otel.web.log_filters import LogFilters
 from jarvis_otel.web.log_rows import row_of
+from jarvis_otel.web.security import stays_logged_in
 from jarvis_otel.web.site import Site
 
 __all__ = ["BATCH_MAX", "TAILS_MAX", "LogTails"]
@@ -68,13 +69,14 @@ class LogTails:
     async def _events(self, request: Request, filters: LogFilters, criteria: Criteria) -> AsyncIterator[bytes]:
         templates: Environment = request.app.state.templates
         notes: deque[str] = deque(maxlen=10)
+        may_listen = stays_logged_in(request, self._site)
         self._following += 1
         try:
             with Tail(self._site.settings.log_dir, criteria, Tally(), notes.append, follow=True) as tail:
                 await run_in_threadpool(tail.last, 0)
                 yield b": \n\n"
                 told = time.monotonic()
-                while not (self._site.scans.is_closed or await request.is_disconnected()):
+                while may_listen() and not (self._site.scans.is_closed or await request.is_disconnected()):
                     found, passed = await run_in_threadpool(self._batch, tail)
                     if found:
                         rows = [row_of(one, None, filters) for one in found]

@@ -21,14 +21,13 @@ from jarvis_otel.admin.store import Note, StoreError
 from jarvis_otel.web.errors import problem
 from jarvis_otel.web.links import Links
 from jarvis_otel.web.pages import render
-from jarvis_otel.web.security import cookie_name, identity
+from jarvis_otel.web.security import cookie_name, identity, own_path
 from jarvis_otel.web.sessions import LIFE_S, Identity
 from jarvis_otel.web.site import Site
 
 __all__ = ["Attempts", "local_identity", "routes"]
 
 _logger = logging.getLogger("jarvis_otel.web")
-
 
 FAILURES_MAX = 10
 FAILURES_WINDOW_S = 60.0
@@ -74,7 +73,7 @@ def routes(site: Site) -> list[BaseRoute]:
     attempts, links = Attempts(), Links(site.settings.flags.state_dir)
 
     async def log_in(request: Request) -> Response:
-        target = _own(request.query_params.get("next", ""))
+        target = own_path(request.query_params.get("next", ""))
         shown, link = request.query_params.get("t"), request.query_params.get("l")
         if shown is None and link is None:
             known: Identity | None = identity(request)
@@ -132,12 +131,6 @@ def routes(site: Site) -> list[BaseRoute]:
         Route("/logout", log_out, methods=["POST"]),
         Route("/sessions/end", end_sessions, methods=["POST"]),
     ]
-
-
-def _own(target: str) -> str:
-    """A path of ours to go on to; whatever else it is, the first page."""
-    is_own = target.startswith("/") and not target.startswith(("//", "/\\", "/login")) and target.isprintable()
-    return target if is_own else "/flags"
 
 
 def _address(request: Request, site: Site) -> str:

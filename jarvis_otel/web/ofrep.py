@@ -30,7 +30,7 @@ from jarvis_flags.snapshot import Snapshot
 from jarvis_flags.tree import plain
 from jarvis_otel.web.errors import problem
 from jarvis_otel.web.events import FlagEvent, event_stream
-from jarvis_otel.web.security import identity
+from jarvis_otel.web.security import identity, is_ofrep_open
 from jarvis_otel.web.site import Site
 
 __all__ = ["routes"]
@@ -46,8 +46,8 @@ def routes(site: Site) -> list[BaseRoute]:
     """The protocol's addresses."""
     source, events = site.admin.source, site.events
     # who may evaluate may listen: an EventSource can send no header, so the address itself lets it in
-    key = secrets.token_urlsafe(16)
-    address = f"/ofrep/v1/events?key={key}" if site.settings.web.tokens else "/ofrep/v1/events"
+    key, is_open = secrets.token_urlsafe(16), is_ofrep_open(site.settings.web)
+    address = "/ofrep/v1/events" if is_open else f"/ofrep/v1/events?key={key}"
     answers = _Answers(source.snapshot, address)
 
     def current() -> _Answers:
@@ -80,8 +80,8 @@ def routes(site: Site) -> list[BaseRoute]:
         return Response(body, media_type=_JSON, headers={"etag": etag, "cache-control": "private, no-cache"})
 
     async def stream(request: Request) -> Response:
-        shown = request.query_params.get("key", "")
-        if site.settings.web.tokens and identity(request) is None and not hmac.compare_digest(shown, key):
+        shown = request.query_params.get("key", "").encode()
+        if not (is_open or identity(request) or hmac.compare_digest(shown, key.encode())):
             return problem(request, 401, "want the address that an answer of /ofrep/v1/evaluate/flags names")
         return event_stream(events, request, _refetch, "message")
 

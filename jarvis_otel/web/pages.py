@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -14,10 +15,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from jarvis_otel.terminal import printable
-from jarvis_otel.version import __version__
 from jarvis_otel.web.sessions import Identity
 
-__all__ = ["STATIC_DIR", "is_htmx", "render", "templates"]
+__all__ = ["STATIC_DIR", "flag_path", "is_htmx", "render", "templates"]
 
 _HOME = Path(__file__).parent
 STATIC_DIR = _HOME / "static"
@@ -44,6 +44,11 @@ def is_htmx(request: Request) -> bool:
     return headers.get("hx-request") == "true" and headers.get("hx-history-restore-request") != "true"
 
 
+def flag_path(flag_id: str) -> str:
+    """The address of a flag's page."""
+    return f"/flags/{quote(flag_id.encode('utf-8', 'surrogatepass'), safe='')}"
+
+
 def templates() -> Environment:
     """The templates, ready to be rendered."""
     environment = Environment(
@@ -54,7 +59,7 @@ def templates() -> Environment:
         lstrip_blocks=True,
         finalize=_harmless,
     )
-    environment.globals.update(static=_static, version=__version__)
+    environment.globals.update(static=_static, flag_path=flag_path)
     environment.filters["moment"] = _moment
     return environment
 

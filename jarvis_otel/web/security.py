@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,11 +15,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from jarvis_collector.access import is_own_name, token_digest
 from jarvis_collector.config import is_loopback
 from jarvis_otel.admin.author import Author, Role
+from jarvis_otel.front_settings import WebSettings
 from jarvis_otel.web.errors import is_api, problem
 from jarvis_otel.web.sessions import Identity
 from jarvis_otel.web.site import Site
 
-__all__ = ["Guard", "author", "cookie_name", "identity"]
+__all__ = ["Guard", "author", "cookie_name", "identity", "is_ofrep_open", "own_path", "stays_logged_in"]
 
 BODY_MAX = 1024 * 1024
 QUERY_MAX = 8 * 1024
@@ -35,7 +36,8 @@ _HEADERS = {
         "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     ),
     "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
+    # with none at all a form says over plain HTTP that it comes from nowhere, and would be refused
+    "referrer-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
@@ -70,6 +72,24 @@ def cookie_name(site: Site) -> str:
     return f"{'__Host-' if site.is_https else ''}jarvis_session_{site.port}"
 
 
+def stays_logged_in(request: Request, site: Site) -> Callable[[], bool]:
+    """Whether who asked by a cookie is still logged in, for answers that go on; to ask it is no use of the session."""
+    cookie = request.cookies.get(cookie_name(site))
+    return (lambda: True) if cookie is None else (lambda: site.sessions.holds(cookie))
+
+
+def is_ofrep_open(web: WebSettings) -> bool:
+    """Whether programs ask OFREP without a token: those of this machine, until there are some, or as somebody said."""
+    is_for_others = not is_loopback(web.host) or not all(map(is_loopback, _names(web)))
+    return not web.tokens and (web.insecure_no_auth or not is_for_others)
+
+
+def own_path(target: str) -> str:
+    """A path of ours to go on to; whatever else it is, the first page."""
+    is_own = target.startswith("/") and not target.startswith(("//", "/\\", "/login")) and target.isprintable()
+    return target if is_own else "/flags"
+
+
 class Guard:
     """Middleware: bounds, Host, who asks and whether they may, other sites' pages, headers of every answer, and errors.
 
@@ -83,11 +103,9 @@ class Guard:
         self._site = site
         web = site.settings.web
         self._loopback = is_loopback(web.host)
-        named = {urlsplit(web.url).hostname or ""} if web.url else set()
-        self._names = frozenset({name.lower() for name in web.hosts} | named)
+        self._names = _names(web)
         self._cookie = cookie_name(site)
-        # OFREP of a machine for its own programs asks for no token, until there are some
-        self._ofrep_open = not web.tokens
+        self._ofrep_open = is_ofrep_open(web)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one request."""
@@ -173,7 +191,7 @@ class Guard:
             return response
         if headers.get("sec-fetch-site") == "cross-site" and request.method == "GET":
             # a browser holds the cookie back where another site's page leads here; asked from here it shows it
-            return problem(request, 401, "one moment", again=_address(request))
+            return problem(request, 401, "one moment", again=own_path(_address(request)))
         target = f"/login?next={quote(_address(request), safe='')}"
         if headers.get("hx-request") == "true":
             return Response(status_code=401, headers={"hx-redirect": "/login"})
@@ -222,11 +240,19 @@ def _bearer(headers: Mapping[str, str], path: str) -> str | None:
     return headers.get("x-api-key") if path.startswith("/ofrep/") else None
 
 
+def _names(web: WebSettings) -> frozenset[str]:
+    """The names by which it may be asked, in lower case, beside those of loopback."""
+    named = {urlsplit(web.url).hostname or ""} if web.url else set()
+    return frozenset({name.lower() for name in web.hosts} | named)
+
+
 def _is_same_site(method: str, headers: Mapping[str, str], host: str, path: str) -> bool:
-    """Whether a request that could change something was sent by one of our own pages, or by hand."""
+    """Whether a request was sent by one of our own pages, or by hand; a link of another site may lead here."""
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if method in _SAFE:
-        return True
+        # nor do others have the logs read: a page at another port is the same site, and the browser shows our cookie
+        how, what = headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest", "document")
+        return site in {None, "same-origin", "none"} or (how, what) == ("navigate", "document")
     if site is not None:
         return site in {"same-origin", "none"}
     if origin is not None:

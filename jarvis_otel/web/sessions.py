@@ -38,6 +38,9 @@ class _Session:
     begun: float
     used: float
 
+    def is_over(self, now: float) -> bool:
+        return now - self.used > IDLE_S or now - self.begun > LIFE_S
+
 
 class Sessions:
     """Who is logged in. Only digests of the cookies are kept.
@@ -72,7 +75,7 @@ class Sessions:
             session = self._sessions.get(digest)
             if session is None:
                 return None
-            if now - session.used > IDLE_S or now - session.begun > LIFE_S:
+            if session.is_over(now):
                 del self._sessions[digest]
                 return None
             session.used = now
@@ -87,7 +90,8 @@ class Sessions:
     def holds(self, cookie: str) -> bool:
         """Whether a cookie still stands for a session; unlike `find` it is no use of it."""
         with self._lock:
-            return token_digest(cookie) in self._sessions
+            session = self._sessions.get(token_digest(cookie))
+            return session is not None and not session.is_over(self._clock())
 
     def people(self) -> list[tuple[Identity, int, float]]:
         """Who is logged in, in how many sessions, and how many seconds ago they last asked something."""
@@ -95,7 +99,7 @@ class Sessions:
         with self._lock:
             found: dict[Identity, tuple[int, float]] = {}
             for session in self._sessions.values():
-                if now - session.used <= IDLE_S:
+                if not session.is_over(now):
                     count, used = found.get(session.identity, (0, 0.0))
                     found[session.identity] = count + 1, max(used, session.used)
         return [(who, count, now - used) for who, (count, used) in found.items()]

@@ -93,6 +93,10 @@ class OverrideFeed(Protocol):
         """Ends following; what was read last stays."""
         ...
 
+    def after_fork(self) -> None:
+        """In a forked child: locks are free, threads and connections its own."""
+        ...
+
 
 class FileFeed:
     """The overrides of one machine.
@@ -121,6 +125,9 @@ class FileFeed:
     def close(self) -> None:
         """There is nothing to end."""
 
+    def after_fork(self) -> None:
+        """There is nothing that is a process's own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Followed:
@@ -130,11 +137,17 @@ class Followed:
         cluster: Which etcd.
         position: The revision of that etcd, which orders what is followed.
         overrides: The overrides that stood.
+        restored: How often its revision went back, as when an older backup is restored.
     """
 
     cluster: str
     position: int
     overrides: OverrideSet
+    restored: int = 0
+
+    def is_after(self, other: Followed) -> bool:
+        """Whether it is newer than another of the same etcd."""
+        return (self.restored, self.position) > (other.restored, other.position)
 
     def to_bytes(self) -> bytes:
         """As it is kept on disk."""
@@ -142,7 +155,7 @@ class Followed:
             flag_id: {**override.to_dict(), **({} if override.lapses is None else {"lapses_at": override.lapses})}
             for flag_id, override in self.overrides.overrides.items()
         }
-        document = {"format": 1, "cluster": self.cluster, "position": self.position}
+        document = {"format": 1, "cluster": self.cluster, "position": self.position, "restored": self.restored}
         return orjson.dumps({**document, "revision": self.overrides.revision, "overrides": values})
 
     @classmethod
@@ -154,14 +167,14 @@ class Followed:
         """
         overrides = OverrideSet.from_bytes(content)
         document = orjson.loads(content)
-        cluster, position = document.get("cluster"), document.get("position")
-        if not isinstance(cluster, str) or not isinstance(position, int):
-            raise OverrideError("want `cluster` and `position`")
+        cluster, position, restored = (document.get(name) for name in ("cluster", "position", "restored"))
+        if not isinstance(cluster, str) or not isinstance(position, int) or not isinstance(restored, int):
+            raise OverrideError("want `cluster`, `position` and `restored`")
         lapsing = {
             flag_id: replace(override, lapses_at=document["overrides"][flag_id].get("lapses_at"))
             for flag_id, override in overrides.overrides.items()
         }
-        return cls(cluster, position, OverrideSet(overrides.revision, MappingProxyType(lapsing)))
+        return cls(cluster, position, OverrideSet(overrides.revision, MappingProxyType(lapsing)), restored)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,14 +236,20 @@ class FollowedFeed:
 
     def read(self) -> OverrideSet:
         """The overrides as this process knows them (see OverrideFeed)."""
-        known = self.followed()
-        pending = self.pending()
-        if known is None and not pending:
-            raise OverrideError(f"{self.directory}: this machine knows nothing of the flags in etcd yet")
-        overrides = dict(known.overrides.overrides) if known is not None else {}
+        followed = self.followed()
+        known = OverrideSet() if followed is None else followed.overrides
+        try:
+            pending = self.pending()
+        except OverrideError as error:
+            raise OverrideError(str(error), known) from None
+        overrides = dict(known.overrides)
         for change in pending:
             overrides.update(change.overrides)
-        return OverrideSet(0 if known is None else known.overrides.revision, MappingProxyType(overrides))
+        known = OverrideSet(known.revision, MappingProxyType(overrides))
+        if followed is None:
+            # what was turned off here holds, but says nothing of the other flags
+            raise OverrideError(f"{self.directory}: this machine knows nothing of the flags in etcd yet", known)
+        return known
 
     def followed(self) -> Followed | None:
         """What etcd said last, as far as this process knows; None where it never did."""
@@ -263,7 +282,7 @@ class FollowedFeed:
             self._keep(news)
         with self._lock:
             known = self._newest
-            if known is not None and known.cluster == news.cluster and known.position > news.position:
+            if known is not None and known.cluster == news.cluster and known.is_after(news):
                 return False
             self._newest = news
             return True
@@ -274,7 +293,7 @@ class FollowedFeed:
             return True
         if known.cluster != news.cluster:
             return not self._fresh
-        return news.position > known.position
+        return news.is_after(known)
 
     def _keep(self, news: Followed) -> None:
         """Writes it down, unless another process wrote something newer; evaluation goes on without a disk too."""
@@ -292,7 +311,7 @@ class FollowedFeed:
 
     def _is_kept(self, news: Followed) -> bool:
         kept = self._read_kept()
-        return kept is not None and kept.cluster == news.cluster and kept.position >= news.position
+        return kept is not None and kept.cluster == news.cluster and not news.is_after(kept)
 
     def _read_kept(self) -> Followed | None:
         """What is on disk; None where that is nothing that can be used."""

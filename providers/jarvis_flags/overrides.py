@@ -28,7 +28,16 @@ FORMAT = 1
 
 
 class OverrideError(ValueError):
-    """An override file that cannot be trusted."""
+    """Overrides that cannot be trusted.
+
+    Args:
+        message: Why.
+        known: Those that hold all the same.
+    """
+
+    def __init__(self, message: str, known: OverrideSet | None = None) -> None:
+        super().__init__(message)
+        self.known = known
 
 
 @dataclass(frozen=True, slots=True)

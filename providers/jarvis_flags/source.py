@@ -281,10 +281,10 @@ class FileSource:
         return self._parsed_hash
 
     def is_current(self) -> bool:
-        """Whether the flag files still have that content; also where they cannot be read, which changes nothing."""
+        """Whether the flag files still have that content; False where they cannot be read, as while one is written."""
         content, unreadable = self._read(self.settings.flags_file)
         local, _ = self._read(self._local_file)
-        return unreadable is not None or _content_hash(content, local) == self._parsed_hash
+        return unreadable is None and _content_hash(content, local) == self._parsed_hash
 
     def close(self) -> None:
         """Ends watching; the last snapshot stays."""
@@ -313,6 +313,7 @@ class FileSource:
     def _renew(self) -> None:
         self._lock = threading.Lock()
         self._subscribers.after_fork()
+        self._feed.after_fork()
         self._watcher.poke()
 
     def _until_lapse(self) -> float | None:
@@ -339,7 +340,9 @@ class FileSource:
         except OverrideError as error:
             overrides_broken = str(error)
             problems.append(Problem(str(self._feed.paths[0]), 0, "", f"{error}; every dangerous flag is off"))
-            if previous is not None:
+            if error.known is not None:
+                overrides = error.known.standing(time.time())
+            elif previous is not None:
                 overrides = previous.overrides
         store = self._feed.state
         if store.message:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-__all__ = ["Watcher", "restart_after_fork"]
+__all__ = ["Watcher"]
 
 LOOK_AGAIN_S = 1.0
 """Events are missed on NFS and overlay file systems, and when a directory is created late: look at each second too."""
@@ -62,7 +62,7 @@ class Watcher:
         self._seen = self._signature()
         self._events: _Events | None = None
         self._thread: threading.Thread | None = None
-        restart_after_fork(self)
+        _restart_after_fork(self)
 
     def start(self) -> None:
         """Starts the thread, once."""
@@ -271,29 +271,20 @@ _lost: list[Any] = []
 """Objects whose descriptor somebody closed."""
 
 
-class _Restarts(Protocol):
-    def after_fork(self) -> None: ...
-
-
-_forked: weakref.WeakSet[_Restarts] = weakref.WeakSet()
+_watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
 _fork_hook = threading.Lock()
 
 
 def _after_fork() -> None:
-    for one in list(_forked):
-        one.after_fork()
+    for watcher in list(_watchers):
+        watcher.after_fork()
 
 
-def restart_after_fork(one: _Restarts) -> None:
-    """Has a method called in every forked child, for as long as the object lives.
-
-    Args:
-        one: Its `after_fork` is called.
-    """
+def _restart_after_fork(watcher: Watcher) -> None:
     with _fork_hook:
-        if not _forked:
+        if not _watchers:
             _register_once()
-        _forked.add(one)
+        _watchers.add(watcher)
 
 
 def _register_once(done: list[bool] = []) -> None:  # noqa: B006 - the default is the memory of having done it

@@ -105,6 +105,8 @@
       old.replaceWith(fresh);
       htmx.process(fresh);
     }
+    const moves = document.getElementById("rollout-preview");
+    if (moves?.hasChildNodes()) htmx.trigger(moves, "renew");
   };
 
   const renewRow = async (row) => {

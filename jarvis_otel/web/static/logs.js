@@ -94,6 +94,7 @@
     const text_color = color("--dim");
     const line = color("--line");
     const axis = { stroke: text_color, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1 } };
+    const labels = (_, moments, __, ___, step) => moments.map((at) => (Number.isInteger(at) ? clock(at, step) : ""));
     const bars = uPlot.paths.bars({ size: [0.9, 60], align: 1 });
     const chart = new uPlot(
       {
@@ -101,8 +102,11 @@
         height: 130,
         cursor: { drag: { x: true, y: false, setScale: false }, points: { show: false } },
         select: { show: true },
-        scales: { x: { range: (_, low, high) => [low, Math.max(high, told.start.at(-1)) + told.bucket_s] } },
-        axes: [{ ...axis, values: (_, moments, __, ___, step) => moments.map((at) => clock(at, step)) }, { ...axis, size: 55 }],
+        scales: {
+          x: { range: () => [told.start[0], told.start.at(-1) + told.bucket_s] },
+          y: { range: (_, __, high) => [0, high * 1.05] },
+        },
+        axes: [{ ...axis, values: labels }, { ...axis, size: 55 }],
         // the highest is drawn first, and the others over it
         series: [
           { label: "from", value: (_, at) => (at === null ? "" : `${clock(at, 86400)} ${clock(at, 1)}`) },

@@ -195,3 +195,17 @@ def test_a_pin_that_cannot_be_read_is_audited(flag_file):
     assert "FF_OLD='maybe' cannot be read" in done.stderr
     (entry,) = json.loads(jarvis("history", "OLD", "--format", "json").stdout)
     assert (entry["outcome"], entry["who"], entry["action"]) == ("refused", "trading", "pin")
+
+
+def test_a_fault_in_the_settings_keeps_nobody_from_turning_off_and_turns_nothing_on(flag_file, own_project):
+    flag_file(FLAGS.replace("GONE:", "LIVE: {dangerous: true, enabled: true}\n  GONE:"))
+    (own_project / "config" / "jarvis.yaml").write_text("alert_interval: many\n")
+    for arguments in (("disable", "OLD"), ("rollout", "QUARTER", "5"), ("panic",)):
+        done = jarvis(*arguments)
+        assert done.returncode == 0, done.stderr
+        assert "alert_interval: got 'many'" in done.stderr
+    for arguments in (("enable", "OLD"), ("toggle", "OLD"), ("rollout", "QUARTER", "50"), ("reset", "OLD")):
+        assert jarvis(*arguments, "--yes").returncode == 2
+    (own_project / "config" / "jarvis.yaml").unlink()
+    for flag_id in ("OLD", "LIVE"):
+        assert json.loads(jarvis("eval", flag_id).stdout)["value"] is False

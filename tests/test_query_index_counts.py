@@ -291,6 +291,20 @@ def test_a_line_that_goes_on_in_the_next_block_of_an_archive_is_counted_as_it_is
     assert answers(tmp_path) == without_indexes(tmp_path)
 
 
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_request_behind_a_torn_line_of_another_time_is_found_in_an_archive(tmp_path, indexed):
+    glued = line(5000, "torn")[:100] + real_line(log_request(log_record("a", 5)))
+    path = archive_path(day_file(tmp_path, 18, b""))
+    (tmp_path / "jarvis-2026-01-18.jsonl").unlink()
+    path.parent.mkdir(parents=True)
+    path.write_bytes(small_members([glued, line(6, "b")]))
+    if indexed:
+        index_file(path)
+    until = START + timedelta(seconds=200)
+    assert [record["message"] for record in LogQuery(tmp_path).iterate(until=until)] == ["a", "m"]
+    assert counted(LogQuery(tmp_path), [("service",)], MINUTE, until=until)[0] == 2
+
+
 def test_counts_that_are_damaged_are_not_used_and_the_blocks_are_passed_over_as_before(tmp_path):
     path = day_file(tmp_path, 18, [line(second, f"u{second}") for second in range(1000)])
     index_file(path, block_bytes=5000)

@@ -227,6 +227,7 @@ def test_a_rollout_is_set_by_the_slider_and_its_preview_says_who_moves(browser, 
         page.get_by_role("button", name="Set …").click()
         page.get_by_role("dialog").get_by_role("button", name="Set to 30 %").click()
         told(page, "NEW_TELEGRAM_UI_ENABLED is on for 30 % of users")
+        told(page, "Of 10,000 sample users 0 come in and 0 go out")
         assert set_at_run_time(project, "NEW_TELEGRAM_UI_ENABLED").percentage == 30
 
 

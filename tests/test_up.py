@@ -175,6 +175,21 @@ def test_one_that_cannot_run_at_all_ends_it_with_2_and_its_reason(own_project, f
         assert all(is_gone(pid) for pid in pids.values())
 
 
+def test_a_bot_that_cannot_run_keeps_nobody_else_from_it(own_project, flag_file):
+    flag_file("flags: {A: {enabled: true}}\n")
+    with bot_api() as api:
+        api.revoke()
+        environ = {"JARVIS_TELEGRAM_TOKEN": TOKEN, "JARVIS_TELEGRAM_ADMINS": "7", "JARVIS_TELEGRAM_API_URL": api.url}
+        with up(own_project, **environ) as all_of_them:
+            all_of_them.line("web")
+            deadline = time.monotonic() + 60
+            while "telegram ended with 2; again in" not in all_of_them.said():
+                assert time.monotonic() < deadline, all_of_them.said()
+                time.sleep(0.05)
+            assert all_of_them.process.poll() is None
+            assert {"collector", "web"} <= set(all_of_them.children())
+
+
 def test_settings_that_cannot_be_used_end_it_at_once(own_project):
     with up(own_project, JARVIS_WEB_PORT="many") as all_of_them:
         assert all_of_them.process.wait(30) == 2

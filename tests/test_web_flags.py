@@ -361,6 +361,12 @@ def test_off_is_one_click_after_which_it_may_be_said_why(site, ann):
     assert override(site, "ON").reason == "it loses money"
 
 
+@pytest.mark.parametrize(("flag_id", "asked"), [("ON", True), ("RISKY", False), ("FOUR", False)])
+def test_for_how_long_is_asked_only_where_the_end_turns_on_nothing_that_must_be_confirmed(ann, flag_id, asked):
+    page = Page(submit(ann, f"/flags/{flag_id}", HTMX, action="disable").text)
+    assert ("lasts" in page.fields, "reason" in page.fields) == (asked, True)
+
+
 def test_an_editor_turns_on_what_is_harmless_and_nothing_that_is_dangerous(site):
     with visitor(site, "web:eve", Role.EDITOR) as eve:
         assert submit(eve, "/flags/PLAIN", HTMX, action="enable").status_code == 200

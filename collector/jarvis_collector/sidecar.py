@@ -24,6 +24,9 @@ Range = tuple[bytes, bytes] | None
 EVER = (b"0000-01-01T00:00:00.000000Z", b"9999-12-31T23:59:59.999999Z")
 """The range of lines one of which is not ours, and may be of any time."""
 
+# of the real Collector; one may stand behind what is left of a torn line of ours
+_REQUESTS = (b'{"resourceLogs"', b'{"resourceSpans"')
+
 
 def widened(range_: Range, lines: Iterable[bytes]) -> Range:
     """A range that covers further lines too."""
@@ -38,6 +41,8 @@ def widened(range_: Range, lines: Iterable[bytes]) -> Range:
 
 def range_of(block: bytes) -> Range:
     """The range of whole lines that lie one after the other."""
+    if any(opening in block for opening in _REQUESTS):
+        return EVER
     return timestamp_range(block) or EVER if block else None
 
 

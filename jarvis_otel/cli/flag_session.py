@@ -103,9 +103,10 @@ def _run(run: Run, args: argparse.Namespace, *, needs_flags: bool, turns_off: bo
     logging.getLogger("jarvis_flags").propagate = False
     flags = FlagSession(settings)
     try:
-        return _run_in(flags, run, args, needs_flags=needs_flags)
+        status = _run_in(flags, run, args, needs_flags=needs_flags)
     finally:
         flags.source.close()
+    return WRONG if settings.problems and status != DONE else status
 
 
 def _run_in(flags: FlagSession, run: Run, args: argparse.Namespace, *, needs_flags: bool) -> int:

@@ -254,7 +254,8 @@ class _Company:
         """Tells of those that have ended, and starts those again whose time has come."""
         for child in self._children:
             if (code := child.has_ended()) is not None:
-                if code == _WRONG and not self._all_began:
+                # a token that was revoked is no reason to take no records
+                if code == _WRONG and not self._all_began and child.name != "telegram":
                     raise _WrongError(f"jarvis {child.name} cannot run as it is")
                 how = f"was ended by signal {-code}" if code < 0 else f"ended with {code}"
                 wait = child.due - time.monotonic()

@@ -641,7 +641,7 @@ def test_an_interrupt_ends_the_workers_too():
 try:
     for _ in in_order(lambda item: time.sleep(0.05) or b"x", range(1000), 2): print(*children(), flush=True)
 except KeyboardInterrupt:
-    print("end", *children(), flush=True)
+    print("\\nend", *children(), flush=True)  # the line before may be cut where the interrupt came
 """
     )
     with subprocess.Popen([*PYTHON, code], stdout=subprocess.PIPE, start_new_session=True) as process:

@@ -11,21 +11,19 @@ import socket
 import ssl
 import time
 import zlib
-from base64 import b64encode
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import orjson
 
 from jarvis_collector.config import is_loopback
+from jarvis_collector.http_client import basic_credentials, retry_after
 from jarvis_otel.otlp_settings import DEFAULT_TIMEOUT, OtlpTarget
 from jarvis_otel.terminal import printable
 
 __all__ = ["Answer", "OtlpClient"]
 
-_RETRY_AFTER_MAX = 300.0
 _RESPONSE_MAX = 64 * 1024
 _REASON_MAX = 200
 
@@ -117,7 +115,7 @@ class OtlpClient:
         if 200 <= response.status < 300:
             rejected, why = _rejected(content)
             return Answer(response.status, why or reason, rejected=rejected)
-        return Answer(response.status, reason, _retry_after(response.getheader("retry-after")))
+        return Answer(response.status, reason, retry_after(response.getheader("retry-after")))
 
     def _connect(self) -> http.client.HTTPConnection:
         timeout = self._target.timeout
@@ -243,8 +241,7 @@ def _tls(target: OtlpTarget) -> ssl.SSLContext:
 def _proxy_authorization(proxy: SplitResult) -> dict[str, str]:
     if proxy.username is None:
         return {}
-    user = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
-    return {"proxy-authorization": f"Basic {b64encode(user.encode()).decode()}"}
+    return {"proxy-authorization": basic_credentials(proxy.username, proxy.password or "")}
 
 
 def _line(text: str) -> str:
@@ -259,14 +256,3 @@ def _rejected(content: bytes) -> tuple[int, str]:
         return max(0, int(partial["rejectedLogRecords"])), _line(str(partial.get("errorMessage", "")))
     except (ValueError, TypeError, KeyError, OverflowError):
         return 0, ""
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, which may be a date."""
-    if not value:
-        return None
-    try:
-        seconds = float(value) if value.strip().isdigit() else parsedate_to_datetime(value).timestamp() - time.time()
-    except (ValueError, TypeError, OverflowError):
-        return None
-    return min(max(0.0, seconds), _RETRY_AFTER_MAX)

@@ -6,10 +6,9 @@ import subprocess
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
-from tests.otlp_sink import SinkServer, until
+from tests.otlp_sink import SinkHandler, SinkServer, until
 
 TOKEN = "123456789:AAEhBOweik9ai2o01secretTokenOfTests"
 
@@ -25,24 +24,14 @@ class AlertSink:
         self.answer = lambda path, body: (200, {}, b'{"ok": true, "result": {}}')
         sink = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self):
+        class Handler(SinkHandler):
+            def do_POST(self):  # noqa: N802 - as http.server calls it
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 status, headers, content = sink.answer(self.path, body)
                 if "/sendMessage" in self.path and status == 200 and (why := refusal(body)):
                     status, content = 400, json.dumps({"ok": False, "description": f"Bad Request: {why}"}).encode()
                 sink.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body, status))
-                self.send_response(status)
-                for key, value in headers.items():
-                    self.send_header(key, value)
-                self.send_header("content-length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *args):
-                pass
+                self.reply(status, headers, content)
 
         self._server = SinkServer(("127.0.0.1", port), Handler)
         self.port = self._server.server_address[1]

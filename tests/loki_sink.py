@@ -10,10 +10,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from tests.otlp_sink import SinkServer
+from tests.otlp_sink import SinkHandler, SinkServer
 
 HOUR = 3_600_000_000_000
 LIMITS = {"line": 256 * 1024, "metadata": 64 * 1024, "entries": 128}
@@ -43,10 +42,8 @@ class LokiSink:
         self._released = threading.Event()
         sink = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self):
+        class Handler(SinkHandler):
+            def do_POST(self):  # noqa: N802 - as http.server calls it
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 status = sink.script.pop(0) if sink.script else sink.status
                 if status == "hang":
@@ -62,16 +59,8 @@ class LokiSink:
                 message = b""
                 if status == 204:
                     status, message = sink._take(self.path, self.headers, body)
-                self.send_response(status)
-                if status in (429, 503):
-                    self.send_header("Retry-After", sink.retry_after)
-                self.send_header("Content-Type", "application/octet-stream")
-                self.send_header("Content-Length", str(len(message)))
-                self.end_headers()
-                self.wfile.write(message)
-
-            def log_message(self, *args):
-                pass
+                headers = {"Retry-After": sink.retry_after} if status in (429, 503) else {}
+                self.reply(status, {**headers, "Content-Type": "application/octet-stream"}, message)
 
         self._server = SinkServer(("127.0.0.1", port), Handler)
         if tls is not None:

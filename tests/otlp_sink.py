@@ -4,7 +4,7 @@ import gzip
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -23,6 +23,23 @@ class SinkServer(ThreadingHTTPServer):
         pass
 
 
+class SinkHandler(BaseHTTPRequestHandler):
+    """Answers on a connection that is kept, and says nothing of it."""
+
+    protocol_version = "HTTP/1.1"
+
+    def reply(self, status: int, headers: Mapping[str, str], content: bytes) -> None:
+        self.send_response(status)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
 class Sink:
     """Takes requests, and keeps the records of those that it answered with 2xx."""
 
@@ -33,9 +50,7 @@ class Sink:
         self.answer: Callable[[dict[str, Any]], Answer] = lambda _: (200, {}, b"{}")
         sink = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Handler(SinkHandler):
             def do_POST(self):
                 body = self.rfile.read(int(self.headers["content-length"]))
                 if self.headers.get("content-encoding") == "gzip":
@@ -46,15 +61,7 @@ class Sink:
                     sink.requests.append(request)
                     sink.received += records_of(request)
                     sink.headers.append({k.lower(): v for k, v in self.headers.items()})
-                self.send_response(status)
-                for key, value in headers.items():
-                    self.send_header(key, value)
-                self.send_header("content-length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *args):
-                pass
+                self.reply(status, headers, content)
 
         self._server = SinkServer(("127.0.0.1", port), Handler)
         self.port = self._server.server_address[1]

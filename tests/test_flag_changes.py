@@ -23,6 +23,7 @@ from jarvis_otel.admin.outcome import OutcomeKind
 from jarvis_otel.admin.service import FlagAdmin
 from jarvis_otel.admin.store import Note
 from tests.commands import jarvis
+from tests.otlp_sink import until
 
 ANN, BOB, EVE = (Author(who, "cli", f"{who} wants it") for who in ("ann", "bob", "eve"))
 EDITOR = Author("ed", "web", "why not", Role.EDITOR)
@@ -365,7 +366,7 @@ def test_running_processes_note_an_edit_once_between_them(flag_file, state):
         for number in range(10):
             values.append({"owner": f"owner{number}"})
             flag_file(FLAGS.replace("PLAIN: {enabled: false}", f"PLAIN: {{enabled: false, owner: owner{number}}}"))
-            wait_for(lambda: any(e.new == values[-1] for e in FileStore(state).history()))
+            until(lambda: any(e.new == values[-1] for e in FileStore(state).history()), 10)
     finally:
         for child in children:
             child.communicate("\n", timeout=30)
@@ -379,15 +380,8 @@ def test_a_manager_that_may_not_write_its_state_goes_on_without_a_word(flag_file
     manager = FeatureFlagManager("config/flags.yaml")
     assert manager.is_enabled("ON")
     flag_file(FLAGS.replace("ON: {enabled: true}", "ON: {enabled: false}"))
-    wait_for(lambda: not manager.is_enabled("ON"))
+    until(lambda: not manager.is_enabled("ON"), 10)
     manager.close()
-
-
-def wait_for(condition, seconds=10):
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert condition()
 
 
 # --- many at once ---

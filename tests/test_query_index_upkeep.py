@@ -2,7 +2,6 @@
 
 import io
 import signal
-import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -14,18 +13,12 @@ from jarvis_collector.retention import Archivist
 from jarvis_otel.query.index_build import bring_up_to_date
 from jarvis_otel.query.log_query import LogQuery
 from tests.collectors import commanded, logs, starting
+from tests.otlp_sink import until
 from tests.test_query_index import index_of, line
 from tests.test_query_sources import day_file, numbers
 
 start = pytest.fixture(starting)
 NOON = datetime(2026, 1, 20, 12, tzinfo=UTC)
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @pytest.fixture
@@ -61,7 +54,7 @@ def test_closed_days_and_today_as_far_as_it_goes_are_indexed(tmp_path, archivist
     paths = [day_file(tmp_path, day, many(20)) for day in (18, 19, 20)]
     paths.append(day_file(tmp_path, 19, many(2), stream="traces"))
     one = archivist()
-    wait_for(lambda: "4 brought up to date" in one.said.getvalue())
+    until(lambda: "4 brought up to date" in one.said.getvalue())
     assert [index_of(path).origin.covered for path in paths] == [path.stat().st_size for path in paths]
     assert one.index_problem is None
 
@@ -69,11 +62,11 @@ def test_closed_days_and_today_as_far_as_it_goes_are_indexed(tmp_path, archivist
 def test_what_came_since_is_indexed_with_the_next_pass(tmp_path, archivist):
     path = day_file(tmp_path, 20, many(20))
     one = archivist()
-    wait_for(index_path(path).exists)
+    until(index_path(path).exists)
     with path.open("ab") as file:
         file.write(b"".join(many(20, 20)))
     one.now[0] += timedelta(days=1)
-    wait_for(lambda: (index := index_of(path)) and index.origin.covered == path.stat().st_size)
+    until(lambda: (index := index_of(path)) and index.origin.covered == path.stat().st_size)
     assert numbers(LogQuery(tmp_path).iterate(text="39")) == [39]
 
 
@@ -83,7 +76,7 @@ def test_an_archived_day_has_the_index_of_its_archive_and_a_purged_one_none(tmp_
         index_path(path).parent.mkdir(exist_ok=True)
         index_path(path).write_bytes(b"of old")
     one = archivist(keep_days=9)
-    wait_for(lambda: one.last_pass and "brought up to date" in one.said.getvalue())
+    until(lambda: one.last_pass and "brought up to date" in one.said.getvalue())
     indexed = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.idx"))
     assert indexed == [
         ".index/jarvis-2026-01-20.jsonl.idx",
@@ -97,10 +90,10 @@ def test_an_index_that_cannot_be_written_is_told_once_and_holds_up_nothing(tmp_p
     (tmp_path / ".index").write_text("in the way")
     old = day_file(tmp_path, 10, many(3))
     one = archivist(plain_days=7)
-    wait_for(lambda: one.index_problem)
+    until(lambda: one.index_problem)
     assert archive_path(old).exists()
     one.now[0] += timedelta(days=1)
-    wait_for(lambda: one.last_pass == one.now[0].timestamp())
+    until(lambda: one.last_pass == one.now[0].timestamp())
     assert one.said.getvalue().count("indexes: jarvis-2026-01-20.jsonl: ") == 1
     assert one.problem is None
 
@@ -110,10 +103,10 @@ def test_whatever_goes_wrong_with_an_index_the_thread_lives(tmp_path, archivist)
         raise ValueError("odd")
 
     one = archivist(broken)
-    wait_for(lambda: one.index_problem == "ValueError: odd")
+    until(lambda: one.index_problem == "ValueError: odd")
     old = day_file(tmp_path, 10, many(3))
     one.now[0] += timedelta(days=1)
-    wait_for(archive_path(old).exists)
+    until(archive_path(old).exists)
 
 
 def test_it_stops_in_the_middle_of_a_file_and_leaves_no_half_index(tmp_path, archivist):
@@ -128,7 +121,7 @@ def test_it_stops_in_the_middle_of_a_file_and_leaves_no_half_index(tmp_path, arc
         return bring_up_to_date(directory, stopped)
 
     one = archivist(slowly)
-    wait_for(lambda: len(asked) > 3)
+    until(lambda: len(asked) > 3)
     one.stop()
     assert not index_path(path).exists()
     assert list(tmp_path.rglob("*.tmp")) == []
@@ -142,7 +135,7 @@ def test_the_collector_indexes_unless_the_settings_say_otherwise(start, tmp_path
     settings = own_project / "config" / "jarvis.yaml"
     settings.write_text("collector_index: false\nretention_plain_days: 3000\nretention_keep_days: 3000\n")
     collector = start(directory, "--grpc-port", "off", by=commanded)
-    wait_for(lambda: not old.exists())
+    until(lambda: not old.exists())
     assert collector.request(body=logs("a")).status == 200
     assert not index_path(path).exists()
     settings.write_text("collector_index: true\nretention_plain_days: 3001\nretention_keep_days: 3001\n")

@@ -25,6 +25,7 @@ from jarvis_collector.retention import Archivist, BusyError, rotate
 from jarvis_collector.sidecar import read_sidecar
 from jarvis_collector.writer import Write, Writer
 from jarvis_otel.query.log_query import Criteria, LogQuery
+from tests.otlp_sink import until
 
 TODAY = date(2026, 3, 31)
 ROOMY = Retention(min_free=0.0)
@@ -492,13 +493,6 @@ def test_on_a_full_disk_where_no_archive_fits_the_oldest_day_goes_and_nothing_is
     assert list(small_disk.rglob("*.tmp")) == []
 
 
-def wait_for(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 @pytest.fixture
 def archivist(logs):
     made = []
@@ -519,7 +513,7 @@ def archivist(logs):
 def test_the_archivist_makes_a_pass_at_the_start_and_counts_it(put, archivist):
     put(8), put(9), put(40)
     one = archivist()
-    wait_for(lambda: one.last_pass)
+    until(lambda: one.last_pass)
     assert (one.archived_files, one.purged_files, one.purged_unforwarded, one.problem) == (2, 1, 0, None)
     assert one.last_pass == noon() / 1e9
     assert one.total_bytes > 0
@@ -530,35 +524,35 @@ def test_the_archivist_goes_by_the_day_as_it_changes(put, archivist):
     path = put(7)
     now = [noon()]
     one = archivist(clock=lambda: now[0], interval=0.01)
-    wait_for(lambda: one.last_pass)
+    until(lambda: one.last_pass)
     assert path.exists()
     now[0] += 86_400_000_000_000
-    wait_for(lambda: one.archived_files == 1)
+    until(lambda: one.archived_files == 1)
     assert not path.exists()
 
 
 def test_the_archivist_notices_too_much_between_two_passes_and_tells_what_was_not_forwarded(put, archivist):
     one = archivist(Retention(min_free=0.0, max_total_bytes=1_000), is_forwarded=lambda _: False, interval=0.01)
-    wait_for(lambda: one.last_pass)
+    until(lambda: one.last_pass)
     path = put(3, content=b"".join(lines(TODAY, 10)))
-    wait_for(lambda: one.purged_unforwarded == 1)
-    wait_for(lambda: "purged before they were forwarded" in one.said.getvalue())
+    until(lambda: one.purged_unforwarded == 1)
+    until(lambda: "purged before they were forwarded" in one.said.getvalue())
     assert path.name in one.said.getvalue()
 
 
 def test_another_retention_takes_effect_at_once(put, archivist):
     path = put(5)
     one = archivist(interval=3600)
-    wait_for(lambda: one.last_pass)
+    until(lambda: one.last_pass)
     assert path.exists()
     one.retention = Retention(plain_days=3, min_free=0.0)
-    wait_for(lambda: one.archived_files == 1)
+    until(lambda: one.archived_files == 1)
 
 
 def test_the_archivist_stops_in_the_middle_of_a_file(logs, put, archivist):
     path = put(8, content=b"".join(lines(TODAY, 50_000, 1_000)))
     one = archivist()
-    wait_for(lambda: list(logs.rglob("*.tmp")))
+    until(lambda: list(logs.rglob("*.tmp")))
     one.stop()
     assert one.archived_files == 0
     assert path.exists()
@@ -569,18 +563,18 @@ def test_a_problem_of_the_archivist_is_told_once_and_goes_when_it_is_mended(logs
     bad = put(9)
     archive_path(bad).mkdir(parents=True)
     one = archivist(interval=0.01)
-    wait_for(lambda: one.problem)
+    until(lambda: one.problem)
     assert bad.name in one.problem
     archive_path(bad).rmdir()
-    wait_for(lambda: one.problem is None)
+    until(lambda: one.problem is None)
     assert one.said.getvalue().count(f"warning: retention: {bad.name}") == 1
 
 
 def test_an_archivist_outlives_a_directory_that_goes_away(logs, tmp_path, put, archivist):
     one = archivist(interval=0.01)
-    wait_for(lambda: one.last_pass)
+    until(lambda: one.last_pass)
     logs.rename(tmp_path / "away")
-    wait_for(lambda: one.problem)
+    until(lambda: one.problem)
     assert "No such file or directory" in one.problem
 
 

@@ -17,7 +17,7 @@ from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["HttpClient", "Response"]
+__all__ = ["HttpClient", "Response", "basic_credentials", "retry_after"]
 
 _RETRY_AFTER_MAX = 300.0
 _CONTENT_MAX = 64 * 1024
@@ -66,7 +66,9 @@ class HttpClient:
         self._port = parts.port or (443 if self._tls else 80)
         self._timeout = timeout
         self._content_max = content_max
-        self._headers = {"Authorization": _basic(parts.username, parts.password or "")} if parts.username else {}
+        self._headers = (
+            {"Authorization": basic_credentials(parts.username, parts.password or "")} if parts.username else {}
+        )
         self._connection: http.client.HTTPConnection | None = None
         self._socket: socket.socket | None = None
         self._stopped = False
@@ -148,7 +150,7 @@ class HttpClient:
         if response.will_close:
             self.close()
         return Response(
-            response.status, response.reason, bytes(content), _retry_after(response.getheader("Retry-After"))
+            response.status, response.reason, bytes(content), retry_after(response.getheader("Retry-After"))
         )
 
     def _connect(self, deadline: float) -> None:
@@ -210,12 +212,13 @@ def _connected(host: str, port: int, deadline: float, stopped: Callable[[], bool
     raise error
 
 
-def _basic(user: str, password: str) -> str:
+def basic_credentials(user: str, password: str) -> str:
+    """What a header says of a user and a password that stand in a URL, where some characters are escaped."""
     return f"Basic {b64encode(f'{unquote(user)}:{unquote(password)}'.encode()).decode()}"
 
 
-def _retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, which may be a date."""
+def retry_after(value: str | None) -> float | None:
+    """Seconds of a Retry-After header, which may be a date; five minutes at most."""
     if not value:
         return None
     try:

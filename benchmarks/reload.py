@@ -13,8 +13,9 @@ from pathlib import Path
 import yaml
 
 from benchmarks.harness import Row, compare, main, per_call
+from jarvis_flags.files import write_file
 from jarvis_flags.model import FlagDefinition, RolloutRule
-from jarvis_flags.overrides import Override, OverrideSet, write_file
+from jarvis_flags.overrides import Override, OverrideSet
 from jarvis_flags.settings import FlagSettings
 from jarvis_flags.source import Change, FileSource, MemorySource
 from jarvis_otel import FeatureFlagManager

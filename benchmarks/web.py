@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.harness import MICRO, Row, Side, compare, cpu_of_process, main, started
 from benchmarks.reload import flag_file
-from jarvis_flags.overrides import write_file
+from jarvis_flags.files import write_file
 
 FLAGS = 1_000
 LISTENERS = 200

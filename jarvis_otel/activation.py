@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jarvis_otel.terminal import tell
+
 if TYPE_CHECKING:
     from jarvis_otel.settings import Settings
 
@@ -20,7 +22,7 @@ __all__ = [
     "has_config_file",
     "is_disabled",
     "set_defaults",
-    "tell",
+    "tell_failure",
     "wants_otel_handler",
 ]
 
@@ -82,25 +84,22 @@ def _told() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever is wrong with us, the application must start
-        tell("not active in this process", error)
+        tell_failure("not active in this process", error)
 
 
-def tell(what: str, error: BaseException | None) -> None:
-    """Writes one line on stderr.
+def tell_failure(what: str, error: BaseException | None) -> None:
+    """Writes one line on stderr about what does not work.
 
     Args:
-        what: What is the matter.
+        what: What it is.
         error: Why, if an exception says it.
     """
     why = f": {type(error).__name__}: {error}" if error is not None else ""
-    _say(" ".join(f"jarvis: {what}{why}".split()))
+    _tell_once(" ".join(f"{what}{why}".split()))
 
 
-@functools.lru_cache(maxsize=64)  # what fails is tried again at each way in, and told once
-def _say(line: str) -> None:
-    # stderr may be closed, or None: then there is nobody to tell
-    with contextlib.suppress(Exception):
-        print(line, file=sys.stderr)
+# what fails is tried again at each way in
+_tell_once = functools.lru_cache(maxsize=64)(tell)
 
 
 def is_disabled() -> bool:
@@ -152,7 +151,7 @@ def _initialize() -> None:
 def _tell_of_failures(record: logging.LogRecord) -> bool:
     """One line for an instrumentation that failed; that another distro was not taken is what was asked for."""
     if record.levelno >= logging.ERROR:
-        tell(record.getMessage(), record.exc_info[1] if record.exc_info else None)
+        tell_failure(record.getMessage(), record.exc_info[1] if record.exc_info else None)
     return False
 
 

@@ -14,7 +14,7 @@ from opentelemetry._logs import get_logger_provider
 from jarvis_collector.record import LogEntry
 from jarvis_otel.runtime import RUNTIME
 
-__all__ = ["OurProcessor", "adopt_handler", "adopt_provider", "has_others", "is_otel_handler"]
+__all__ = ["OurProcessor", "adopt_handler", "adopt_provider", "handlers_of", "has_others", "is_otel_handler"]
 
 # What an HTTP client sends of itself says nothing of the sender.
 _HTTP_HEADERS = frozenset({"content-encoding", "content-type", "user-agent"})
@@ -92,11 +92,18 @@ def has_others(provider: Any) -> bool:
     Args:
         provider: A logger provider.
     """
-    processors = _processors_of(provider)
-    if processors is None:
-        # the API's stand-in, where nobody has set one, takes none
+    # asked for each record: the parts of it are written out
+    try:
+        processors = provider._multi_log_record_processor._log_record_processors  # noqa: SLF001
+    except AttributeError:
+        # not the SDK's as we know it: if it takes processors at all it may have some; the API's stand-in takes none
         return hasattr(provider, "add_log_record_processor")
-    return not all(hasattr(processor, "jarvis_pipeline") for processor in processors)
+    # the SDK makes another tuple when one is added
+    if processors is not RUNTIME.own_processors:
+        if not all(hasattr(processor, "jarvis_pipeline") for processor in processors):
+            return True
+        RUNTIME.own_processors = processors
+    return False
 
 
 def is_otel_handler(handler: logging.Handler) -> bool:
@@ -125,14 +132,18 @@ class _Adopted(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         last = logging.lastResort
         if last is not None and record.levelno >= last.level:
-            handlers = list(_handlers_of(record.name))
+            handlers = list(handlers_of(record.name))
             if handlers and handlers[0] is self._handler() and all(map(is_otel_handler, handlers)):
                 last.handle(record)
         return not isinstance(record.msg, LogEntry) and record.name.partition(".")[0] != "opentelemetry"
 
 
-def _handlers_of(name: str) -> Iterator[logging.Handler]:
-    """The handlers that get the records of a logger."""
+def handlers_of(name: str) -> Iterator[logging.Handler]:
+    """The handlers of standard logging that get the records of a logger.
+
+    Args:
+        name: The logger's name.
+    """
     logger: Any = logging.root if name == logging.root.name else logging.root.manager.loggerDict.get(name)
     while isinstance(logger, logging.Logger):
         yield from logger.handlers

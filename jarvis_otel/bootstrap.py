@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Handle", "configure", "configure_logging", "get_flags"]
 
-EXIT_SECONDS = 2.0
-
 _configuring = threading.RLock()
 
 
@@ -40,12 +38,12 @@ class Handle:
         wiring, self._wiring = self._wiring, None
         if wiring is not None:
             RUNTIME.handle = None
-            wiring.undo(EXIT_SECONDS)
+            wiring.undo()
 
     def finish(self) -> None:
         """Delivers what waits at the end of the process, and leaves everything in its place: others may still log."""
         if self._wiring is not None:
-            self._wiring.finish(EXIT_SECONDS)
+            self._wiring.finish()
 
 
 def get_flags() -> FeatureFlagManager:
@@ -95,5 +93,5 @@ def configure(
 
 
 def configure_logging(service_name: str | None = None, **options: Any) -> Handle:
-    """The original design's name for `configure()`; the arguments are the same."""
+    """`configure()` by the name that it has in `core.logging`; the arguments are the same."""
     return configure(service_name, **options)

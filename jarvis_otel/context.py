@@ -17,8 +17,9 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
+from jarvis_collector.record import FLAGS_MAX
+
 __all__ = [
-    "FLAGS_MAX",
     "LogContext",
     "Operation",
     "OperationSpanProcessor",
@@ -32,9 +33,6 @@ __all__ = [
     "text_of",
     "with_received_correlation",
 ]
-
-FLAGS_MAX = 64
-"""So many flags does an operation remember, and a record list."""
 
 _CORRELATION = "jarvis.correlation_id"
 
@@ -99,7 +97,7 @@ class Operation:
         self.evaluated: dict[str, tuple[str, bool]] = dict(outer.evaluated) if outer else {}
 
     def note(self, flag_id: str, variant: str, on: bool) -> None:
-        """Remembers what a flag gave, up to FLAGS_MAX flags; the last value of a flag wins."""
+        """Remembers what a flag gave, of as many flags as a record lists; the last value of a flag wins."""
         evaluated = self.evaluated
         known = evaluated.get(flag_id)
         given = (variant, on)

@@ -20,14 +20,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 from opentelemetry.trace import SpanContext, TraceFlags
 
-from jarvis_collector.record import LogEntry, format_timestamp
-from jarvis_otel.context import FLAGS_MAX
+from jarvis_collector.record import (
+    CONTEXT_PREFIX,
+    FLAG_PREFIX,
+    FLAGS_MAX,
+    PLACES,
+    SEVERITY,
+    LogEntry,
+    format_timestamp,
+)
 
 if TYPE_CHECKING:
     from jarvis_otel.redaction import Redactor
 
 __all__ = [
-    "CONTEXT_PREFIX",
     "OWN_KEYWORDS",
     "RECORD_MAX",
     "SEVERITIES",
@@ -60,28 +66,8 @@ ITEMS_MAX = 1000
 RECORD_MAX = 256 * 1024
 """Bytes of one encoded record; above it the whole record shares one budget of characters."""
 
-CONTEXT_PREFIX = "jarvis.context."
-"""On the wire, before a caller's keyword whose own name the table of design 5.1 gives to something else."""
-
-_RESERVED = frozenset(
-    {
-        "code.file.path",
-        "code.function.name",
-        "code.line.number",
-        "exception.message",
-        "exception.stacktrace",
-        "exception.type",
-        "jarvis.active_flags",
-        "jarvis.correlation_id",
-        "jarvis.duration_ms",
-        "jarvis.request_id",
-        "jarvis.service",
-        "log.record.uid",
-        "session.id",
-        "user.id",
-    }
-)
-_RESERVED_PREFIXES = ("jarvis.flag.", CONTEXT_PREFIX)
+_RESERVED = frozenset(PLACES)
+_RESERVED_PREFIXES = (FLAG_PREFIX, CONTEXT_PREFIX)
 
 OWN_KEYWORDS = frozenset({"correlation_id", "duration_ms", "request_id", "session_id", "user_id"})
 """Keywords of a call that have a key of their own on the line."""
@@ -106,13 +92,7 @@ class Severity(NamedTuple):
 
 
 SEVERITIES: Mapping[int, Severity] = MappingProxyType(
-    {
-        logging.DEBUG: Severity("DEBUG", 5, "DEBUG"),
-        logging.INFO: Severity("INFO", 9, "INFO"),
-        logging.WARNING: Severity("WARNING", 13, "WARNING"),
-        logging.ERROR: Severity("ERROR", 17, "ERROR"),
-        logging.CRITICAL: Severity("CRITICAL", 21, "CRITICAL"),
-    }
+    {getattr(logging, level): Severity(level, number, level) for level, number in SEVERITY.items()}
 )
 """By the level numbers of the logging module."""
 
@@ -350,7 +330,7 @@ def _tame_each(values: Mapping[str, Any]) -> Any:
 def otlp_record(record: Record, process_service: str | None = None) -> bytes:
     """One OTLP/JSON LogRecord object; never raises, whatever the caller's keywords are.
 
-    The attributes are those of the table in design 5.1.
+    Its attributes are those that `jarvis_collector.record` makes the line's own keys of, and the caller's keywords.
 
     Args:
         record: What was composed.
@@ -458,7 +438,7 @@ def operation_attributes(
 @lru_cache(maxsize=256)
 def _flag_attributes(flags: tuple[tuple[str, tuple[str, bool]], ...]) -> str:
     """Most operations of a service evaluate the same flags with the same results."""
-    attributes = [_attribute(f"jarvis.flag.{flag}", variant) for flag, (variant, _) in flags]
+    attributes = [_attribute(f"{FLAG_PREFIX}{flag}", variant) for flag, (variant, _) in flags]
     if active := _active(dict(flags)):
         values = ",".join(map(_value, active))
         attributes.append(f'{{"key":"jarvis.active_flags","value":{{"arrayValue":{{"values":[{values}]}}}}}}')

@@ -200,7 +200,7 @@ class Providers:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
 
         if self._redactor is not None:
-            from jarvis_otel.redaction import RedactingSpanExporter  # noqa: PLC0415
+            from jarvis_otel.span_redaction import RedactingSpanExporter  # noqa: PLC0415
 
             exporter = RedactingSpanExporter(exporter, self._redactor)
         delay = self._settings.span_delay_ms
@@ -292,6 +292,7 @@ def _session(target: OtlpTarget) -> Any:
 
     It takes a proxy even to this very machine, and lets REQUESTS_CA_BUNDLE beat the certificate that was named.
     """
+    import netrc  # noqa: F401, PLC0415 - which requests would import in the thread that exports: see forks.importing
     from urllib.parse import urlsplit  # noqa: PLC0415
 
     from requests import Session  # noqa: PLC0415 - the exporter's own

@@ -20,6 +20,7 @@ from opentelemetry import metrics, trace
 from opentelemetry.context import get_current
 from opentelemetry.metrics import CallbackOptions, Observation
 
+from jarvis_collector.record import FLAG_PREFIX
 from jarvis_flags.request import result_name
 from jarvis_otel.context import current_operation
 from jarvis_otel.logger import emit_event
@@ -59,7 +60,7 @@ _SERIES_MAX = 2_000
 
 def span_attribute(flag_id: str) -> str:
     """The span attribute of what a flag gave; in `feature_flag.*` a flag named `key` would collide."""
-    return f"jarvis.flag.{flag_id}"
+    return f"{FLAG_PREFIX}{flag_id}"
 
 
 AttributeMapper = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -309,7 +310,10 @@ class _Evaluations:
             "feature_flag.evaluations", [self._observe], unit="{evaluation}", description="Evaluations of feature flags"
         )
         meter.create_observable_counter(
-            "feature_flag.evaluation_errors", [self._observe_errors], unit="{evaluation}", description="Failed ones"
+            "feature_flag.evaluation_errors",
+            [self._observe_errors],
+            unit="{evaluation}",
+            description="Evaluations that failed",
         )
 
     def _observe(self, options: CallbackOptions) -> Iterable[Observation]:  # noqa: ARG002

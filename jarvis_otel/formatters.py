@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from jarvis_collector.record import LogEntry
-from jarvis_otel.logger import entry_of
+from jarvis_otel.compose import entry_of
 from jarvis_otel.terminal import printable
 
 __all__ = ["HumanFormatter", "JSONFormatter"]

@@ -9,7 +9,6 @@ import signal
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
@@ -17,12 +16,14 @@ from opentelemetry.sdk._logs import LogRecordProcessor, ReadWriteLogRecord
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext, TraceFlags
 
 from jarvis_collector.record import LogEntry
-from jarvis_otel.adoption import adopt_handler, is_otel_handler
+from jarvis_flags.forks import after_fork
+from jarvis_otel.adoption import adopt_handler, handlers_of, is_otel_handler
+from jarvis_otel.compose import process_service
 from jarvis_otel.context import current_operation
 from jarvis_otel.encode import Record, Severity, otlp_scope, redact, severity_of
 from jarvis_otel.formatters import HumanFormatter, JSONFormatter
 from jarvis_otel.lines import LineWriter
-from jarvis_otel.logger import OwnLogRecord, emit_event, process_service, ship, ship_standard
+from jarvis_otel.logger import OwnLogRecord, emit_event, ship, ship_standard
 from jarvis_otel.pipeline import EXIT_SECONDS, Pipeline
 from jarvis_otel.runtime import RUNTIME, Policy
 from jarvis_otel.settings import Settings
@@ -66,8 +67,7 @@ class LoggingSetup:
         self._filter = _StandardFilter(self)
         self._policies: dict[str, Policy] = {}
         self._renew_lock()
-        renew_lock = weakref.WeakMethod(self._renew_lock)
-        os.register_at_fork(after_in_child=lambda: (method := renew_lock()) and method())
+        after_fork(self._renew_lock)
         self._factory = logging.getLogRecordFactory()
         self._levels: Mapping[str, int] = {}
         self._told_dropped: Mapping[str, int] = {}
@@ -194,7 +194,7 @@ class LoggingSetup:
         """
         name = record.name
         # OpenTelemetry's own LoggingHandlers, which bring records to the application's processors
-        bringers = [handler for logger in _chain(name) for handler in logger.handlers if self._adopts(handler)]
+        bringers = [handler for handler in handlers_of(name) if self._adopts(handler)]
         if isinstance(record.msg, LogEntry):
             return True
         shown = self._is_shown(record)
@@ -262,14 +262,6 @@ def _upward(name: str) -> Iterator[logging.Logger]:
     while isinstance(logger, logging.Logger):
         yield logger
         logger = logger.parent
-
-
-def _chain(name: str) -> Iterator[logging.Logger]:
-    """The loggers whose handlers get a record of this one."""
-    for logger in _upward(name):
-        yield logger
-        if not logger.propagate:
-            return
 
 
 def _is_telemetry(name: str) -> bool:

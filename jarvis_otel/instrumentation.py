@@ -12,7 +12,14 @@ from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type:
 from opentelemetry.sdk._configuration import _OTelSDKConfigurator
 from opentelemetry.util._importlib_metadata import EntryPoint
 
-from jarvis_otel.activation import activate, has_config_file, is_disabled, set_defaults, tell, wants_otel_handler
+from jarvis_otel.activation import (
+    activate,
+    has_config_file,
+    is_disabled,
+    set_defaults,
+    tell_failure,
+    wants_otel_handler,
+)
 
 __all__ = ["JarvisConfigurator", "JarvisDistro", "JarvisInstrumentor"]
 
@@ -32,7 +39,7 @@ class JarvisDistro(BaseDistro):  # type: ignore[misc]
         except (ImportError, DependencyConflictError):
             raise
         except Exception as error:
-            tell(f"the instrumentation of {entry_point.name} is not active", error)
+            tell_failure(f"the instrumentation of {entry_point.name} is not active", error)
 
 
 def _sees_all_records() -> bool:
@@ -59,7 +66,7 @@ class JarvisConfigurator(_OTelSDKConfigurator):
             try:
                 super()._configure()  # type: ignore[no-untyped-call]
             except Exception as error:
-                tell("OpenTelemetry is not set up as OTEL_CONFIG_FILE says", error)
+                tell_failure("OpenTelemetry is not set up as OTEL_CONFIG_FILE says", error)
         activate()
 
 

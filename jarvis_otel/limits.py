@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import random
 import re
 import threading
 import time
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Self
 
+from jarvis_flags.forks import after_fork
 from jarvis_flags.hints import did_you_mean
 
 __all__ = ["REASONS", "LeftOut", "Limit", "Limiter", "Limiters"]
@@ -422,8 +421,7 @@ class Limiters:
     def _watch_forks(self) -> None:
         if not self._watches_forks:
             self._watches_forks = True
-            after_fork = weakref.WeakMethod(self._after_fork)
-            os.register_at_fork(after_in_child=lambda: (method := after_fork()) and method())
+            after_fork(self._after_fork)
 
     def _makes_room(self) -> bool:
         if len(self._limiters) < LIMITERS_MAX:

@@ -1,4 +1,4 @@
-"""The structured logger, and how a record is composed: what was said, in which operation, under which flags."""
+"""The structured logger, and who gets its records: the pipeline, standard handlers, the application's processors."""
 
 from __future__ import annotations
 
@@ -9,33 +9,37 @@ import logging
 import sys
 import threading
 import time
-import traceback
 import warnings
 from collections.abc import Mapping
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 from opentelemetry._logs import LoggerProvider, LogRecord, SeverityNumber, get_logger_provider
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY, get_value
 
-from jarvis_collector.record import LogEntry
-from jarvis_otel.context import LogContext, Operation, current_operation, note_evaluation, scope_of
+from jarvis_otel.adoption import has_others
+from jarvis_otel.compose import (
+    bare_record,
+    compose,
+    compose_standard,
+    error_of,
+    extra_of,
+    message_of,
+    next_number,
+    process_service,
+    resource_attributes,
+)
+from jarvis_otel.context import LogContext, current_operation, note_evaluation, scope_of
 from jarvis_otel.encode import (
-    OWN_KEYWORDS,
-    SEVERITIES,
     ErrorInfo,
     Record,
     Source,
     clean,
     clean_text,
     log_entry,
-    merge_flags,
     otlp_record,
     otlp_scope,
-    redact,
     sdk_attributes,
-    severity_of,
 )
 from jarvis_otel.runtime import RUNTIME, Policy
 from jarvis_otel.sites import site_of, site_of_record
@@ -48,9 +52,7 @@ __all__ = [
     "OwnLogRecord",
     "StructuredLogger",
     "admitted",
-    "compose_standard",
     "emit_event",
-    "entry_of",
     "get_logger",
     "report_uncaught",
     "report_warning",
@@ -62,22 +64,6 @@ __all__ = [
 _DEBUG, _INFO, _WARNING, _ERROR, _CRITICAL = 10, 20, 30, 40, 50
 _UNSET: Any = object()
 _URGENT = SeverityNumber.WARN.value
-_STACK_FRAMES_MAX = 100
-
-# What a LogRecord has of itself; anything more came by `extra=`. uvicorn's color_message repeats the message, and
-# the otel* fields of opentelemetry-instrumentation-logging repeat the span.
-_RECORD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {
-    "asctime",
-    "color_message",
-    "message",
-    "otelServiceName",
-    "otelSpanID",
-    "otelTraceID",
-    "otelTraceSampled",
-    "taskName",
-}
-
-_RECORD_SIZE = len(_RECORD_FIELDS)
 
 _state = threading.local()
 
@@ -275,12 +261,12 @@ class StructuredLogger:
                 written = lines.write(self._policy, level, message, context, site, event)
                 if written is not None and not self._is_heard(level):
                     return
-            number, now = written or (_next_number(), time.time_ns())
+            number, now = written or (next_number(), time.time_ns())
             error = None
             if exc_info:
-                error, exception = _error_of(exc_info)
+                error, exception = error_of(exc_info)
             operation = current_operation()
-            record = _compose(
+            record = compose(
                 number=number,
                 time_ns=now - now % 1000,
                 level=level,
@@ -297,8 +283,8 @@ class StructuredLogger:
                 ship(record, self._scope, number)
         except Exception as problem:  # telemetry never raises into the application, and loses no message either
             exception = None
-            record = _bare(level, message, self.service, problem)
-            self._ship_bare(record)
+            record = bare_record(level, message, self.service, problem)
+            self._shipbare_record(record)
         if _handlers_of(self._standard, level):
             _hand_to_standard(self._standard, record, level, exception)
         _hand_to_processors(record)
@@ -313,9 +299,9 @@ class StructuredLogger:
             logger = logger.parent if logger.propagate else None
         if level >= _WARNING and logging.lastResort is not None and level >= logging.lastResort.level:
             return True
-        return _has_others(get_logger_provider())
+        return has_others(get_logger_provider())
 
-    def _ship_bare(self, record: Record) -> None:
+    def _shipbare_record(self, record: Record) -> None:
         try:
             ship(record, self._scope)
         except Exception:  # the pipeline itself fails: all that is left is to count
@@ -391,7 +377,7 @@ def report_uncaught(level: int, message: str, exc_info: ExcInfo) -> None:
         source = (code.co_filename, frames.tb_lineno or 0, code.co_qualname)
     # an exception that has left its operation is still about that
     with scope_of(error) or contextlib.nullcontext():
-        _emit_apart("uncaught", level, message, error=_error_of(exc_info)[0], source=source)
+        _emit_apart("uncaught", level, message, error=error_of(exc_info)[0], source=source)
 
 
 def report_warning(warning: warnings.WarningMessage) -> None:
@@ -427,8 +413,8 @@ def _emit_apart(
     try:
         operation = current_operation()
         now = time.time_ns()
-        record = _compose(
-            number=_next_number(),
+        record = compose(
+            number=next_number(),
             time_ns=now - now % 1000,
             level=level,
             message=clean_text(message),
@@ -450,117 +436,6 @@ def _emit_apart(
             RUNTIME.pipeline.count_failed()
 
 
-def _compose(
-    *,
-    number: int,
-    time_ns: int,
-    level: int,
-    message: str,
-    service: str,
-    logger: str,
-    keywords: dict[str, Any],
-    operation: Operation | None,
-    error: ErrorInfo | None,
-    source: Source | None,
-    event: str | None = None,
-    attributes: Mapping[str, Any] | None = None,
-) -> Record:
-    """The record with all that the operation and the span around the caller know, and without secrets."""
-    span = trace.get_current_span().get_span_context()
-    correlation_id = user_id = request_id = session_id = None
-    evaluated: Mapping[str, tuple[str, bool]] = {}
-    declared: tuple[str, ...] = ()
-    if operation is not None:
-        correlation_id, user_id = operation.correlation_id, operation.user_id
-        request_id, session_id = operation.request_id, operation.session_id
-        evaluated, declared = operation.evaluated, operation.declared
-    duration_ms = None
-    if not OWN_KEYWORDS.isdisjoint(keywords):
-        keywords = dict(keywords)
-        correlation_id = _taken(keywords, "correlation_id", correlation_id)
-        user_id = _taken(keywords, "user_id", user_id)
-        request_id = _taken(keywords, "request_id", request_id)
-        session_id = _taken(keywords, "session_id", session_id)
-        if type(keywords.get("duration_ms")) in (int, float):
-            duration_ms = keywords.pop("duration_ms")
-    pipeline = RUNTIME.pipeline
-    record = Record(
-        time_ns=time_ns,
-        severity=SEVERITIES.get(level) or severity_of(level),
-        message=message,
-        service=service,
-        logger=logger,
-        keywords=keywords,
-        span=span if span.is_valid else None,
-        correlation_id=correlation_id,
-        request_id=request_id,
-        user_id=user_id and RUNTIME.redactor.pseudonym(user_id),
-        session_id=session_id,
-        duration_ms=duration_ms,
-        flags=merge_flags(evaluated, RUNTIME.declared_flags(service, user_id, declared)),
-        error=error,
-        source=source,
-        event=event,
-        attributes=attributes or {},
-        uid=f"{pipeline.uid_prefix}-{number}" if pipeline is not None else "",
-    )
-    redact(record, RUNTIME.redactor)
-    return record
-
-
-def _next_number() -> int:
-    return next(RUNTIME.pipeline.numbers) if RUNTIME.pipeline is not None else 0
-
-
-def _bare(level: int, message: object, service: str, problem: Exception) -> Record:
-    """What is left of a record that could not be composed: its message, and what was in the way."""
-    now = time.time_ns()
-    record = Record(
-        now - now % 1000, severity_of(level), clean_text(message), service, service, {"logging_problem": problem}
-    )
-    try:
-        redact(record, RUNTIME.redactor)
-    except Exception:  # what cannot be looked into does not leave
-        record.message, record.keywords = "a record that could not be written", {}
-    return record
-
-
-def _taken(keywords: dict[str, Any], name: str, otherwise: str | None) -> str | None:
-    """An id out of the keywords; None there leaves the operation's."""
-    if name not in keywords:
-        return otherwise
-    value = keywords.pop(name)
-    return otherwise if value is None else clean_text(value)
-
-
-def _error_of(exc_info: object) -> tuple[ErrorInfo | None, Any]:
-    """The exception as text, and as the triple that standard logging wants."""
-    if isinstance(exc_info, BaseException):
-        triple: Any = (type(exc_info), exc_info, exc_info.__traceback__)
-    elif isinstance(exc_info, tuple) and len(exc_info) == 3:
-        triple = exc_info
-    else:
-        triple = sys.exc_info()
-    kind, error, frames = triple
-    if not isinstance(error, BaseException):
-        return None, None
-    return describe_error(kind if isinstance(kind, type) else type(error), error, frames), triple
-
-
-def describe_error(kind: type[BaseException], error: BaseException, frames: TracebackType | None) -> ErrorInfo:
-    """An exception as text; its own `__str__` may raise."""
-    qualified = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    try:
-        stack_trace = "".join(traceback.format_exception(kind, error, frames, limit=_STACK_FRAMES_MAX)).rstrip("\n")
-    except Exception:  # an exception may be as hostile as any other object
-        stack_trace = ""
-    try:
-        message = str(error)
-    except Exception:
-        message = f"<unprintable {kind.__name__}>"
-    return ErrorInfo(qualified, kind.__name__, clean_text(message), clean_text(stack_trace))
-
-
 def ship_standard(log_record: logging.LogRecord, policy: Policy, *, others: bool = True) -> None:
     """Ships a record of standard logging, unless a limit leaves it out.
 
@@ -577,11 +452,11 @@ def ship_standard(log_record: logging.LogRecord, policy: Policy, *, others: bool
     lines, written = RUNTIME.lines, None
     if lines is not None and not log_record.exc_info and log_record.pathname:
         now = int(log_record.created * 1e6) * 1000
-        message, keywords, site = _message_of(log_record), _extra_of(log_record), site_of_record(log_record)
+        message, keywords, site = message_of(log_record), extra_of(log_record), site_of_record(log_record)
         if left_out:
             keywords["left_out"] = left_out
         written = lines.write(policy, log_record.levelno, message, keywords, site, None, now)
-    others = others and _has_others(get_logger_provider())
+    others = others and has_others(get_logger_provider())
     if others or (written is None and RUNTIME.pipeline is not None):
         record = compose_standard(log_record, number=written[0] if written else None)
         if left_out:
@@ -590,66 +465,6 @@ def ship_standard(log_record: logging.LogRecord, policy: Policy, *, others: bool
             ship(record, otlp_scope(log_record.name))
         if others:
             _hand_to_processors(record)
-
-
-def _message_of(log_record: logging.LogRecord) -> str:
-    try:
-        return log_record.getMessage()
-    except Exception:  # the arguments do not fit the message, or their text raises
-        return f"{clean_text(log_record.msg)} {clean_text(log_record.args)}"
-
-
-def _extra_of(log_record: logging.LogRecord) -> dict[str, Any]:
-    fields = vars(log_record)
-    # most records have nothing that the factory did not give them
-    if len(fields) <= _RECORD_SIZE and fields.keys() <= _RECORD_FIELDS:
-        return {}
-    return {key: value for key, value in fields.items() if key not in _RECORD_FIELDS}
-
-
-def compose_standard(log_record: logging.LogRecord, number: int | None = None) -> Record:
-    """A record of standard logging with the same context as our own; `extra=` fields become keywords.
-
-    Args:
-        log_record: A record that is not ours.
-        number: Its number in the pipeline; the next one if None.
-    """
-    message, keywords = _message_of(log_record), _extra_of(log_record)
-    operation = current_operation()
-    if operation is not None and operation.fields:
-        keywords = {**operation.fields, **keywords}
-    return _compose(
-        number=_next_number() if number is None else number,
-        time_ns=int(log_record.created * 1e6) * 1000,
-        level=log_record.levelno,
-        message=message,
-        service=process_service() or log_record.name,
-        logger=log_record.name,
-        keywords=keywords,
-        operation=operation,
-        error=_error_of(log_record.exc_info)[0] if log_record.exc_info else None,
-        source=(log_record.pathname, log_record.lineno, log_record.funcName or "") if log_record.pathname else None,
-    )
-
-
-def entry_of(log_record: logging.LogRecord) -> LogEntry:
-    """What a LogRecord, ours or not, looks like as a line."""
-    if isinstance(log_record.msg, LogEntry):
-        return log_record.msg
-    record = compose_standard(log_record, number=0)
-    record.uid = ""
-    return log_entry(record, _resource())
-
-
-def process_service() -> str | None:
-    """The `service.name` of this process, where one is known."""
-    if RUNTIME.pipeline is not None and (name := RUNTIME.pipeline.resource.get("service.name")):
-        return str(name)
-    return RUNTIME.settings.service_name if RUNTIME.settings is not None else None
-
-
-def _resource() -> Mapping[str, Any]:
-    return RUNTIME.pipeline.resource if RUNTIME.pipeline is not None else {}
 
 
 def ship(record: Record, scope: bytes, number: int | None = None) -> None:
@@ -685,7 +500,7 @@ def _hand_to_standard(standard: logging.Logger, record: Record, level: int, exce
     _state.handing_over = True
     try:
         file, line, function = record.source or ("", 0, "")
-        entry: Any = log_entry(record, _resource())
+        entry: Any = log_entry(record, resource_attributes())
         standard.handle(standard.makeRecord(record.logger, level, file, line, entry, (), exception, function))
     except Exception:  # a handler that raises instead of calling handleError
         pass
@@ -701,27 +516,12 @@ def _hand_to_processors(record: Record) -> None:
     _state.emitting = True
     try:
         provider = get_logger_provider()
-        if _has_others(provider):
+        if has_others(provider):
             _emit(provider, record)
     except Exception:  # a processor that raises is not the application's fault
         pass
     finally:
         _state.emitting = False
-
-
-def _has_others(provider: Any) -> bool:
-    """Whether a provider has processors that are not ours."""
-    try:
-        processors = provider._multi_log_record_processor._log_record_processors  # noqa: SLF001
-    except AttributeError:
-        # not the SDK's as we know it: if it takes processors at all it may have some
-        return hasattr(provider, "add_log_record_processor")
-    # the SDK makes another tuple when one is added
-    if processors is not RUNTIME.own_processors:
-        if not all(hasattr(processor, "jarvis_pipeline") for processor in processors):
-            return True
-        RUNTIME.own_processors = processors
-    return False
 
 
 def _emit(provider: LoggerProvider, record: Record) -> None:

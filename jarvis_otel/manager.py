@@ -16,6 +16,7 @@ from openfeature.flag_evaluation import FlagEvaluationDetails
 from openfeature.hook import get_hooks
 from openfeature.transaction_context import get_transaction_context
 
+from jarvis_flags.forks import importing
 from jarvis_flags.request import CALLERS_DEFAULT, PROVIDER_NAME, Request, targeting_key
 from jarvis_otel.context import current_operation
 from jarvis_otel.flag_hook import EvaluationHook, record_evaluation, report_event
@@ -531,7 +532,8 @@ def _ambient_user() -> str | None:
 
 def announce(entry: AuditEntry) -> None:
     """Tells of a change in a log record `jarvis.flag.changed`, with the hash of its audit entry."""
-    from jarvis_otel.admin.states import announcement  # noqa: PLC0415 - few processes see changes
+    with importing():
+        from jarvis_otel.admin.states import announcement  # noqa: PLC0415 - few processes see changes
 
     words, old, new = announcement(entry)
     because = f": {entry.reason}" if entry.reason else ""

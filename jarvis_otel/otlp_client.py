@@ -11,24 +11,20 @@ import socket
 import ssl
 import time
 import zlib
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 import orjson
 
 from jarvis_collector.config import is_loopback
-from jarvis_collector.http_client import basic_credentials, retry_after
-from jarvis_otel.otlp_settings import DEFAULT_TIMEOUT, OtlpTarget
+from jarvis_collector.http_client import CLOSED_MEANWHILE, basic_credentials, retry_after
+from jarvis_otel.otlp_settings import OtlpTarget
 from jarvis_otel.terminal import printable
 
 __all__ = ["Answer", "OtlpClient"]
 
 _RESPONSE_MAX = 64 * 1024
 _REASON_MAX = 200
-
-# The other side closed the connection between two requests.
-_CLOSED_MEANWHILE = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 
 class Answer(NamedTuple):
@@ -44,25 +40,19 @@ class OtlpClient:
     """One kept-alive connection to the logs endpoint of a collector; redirects are not followed.
 
     Args:
-        endpoint: Where requests go and how; or only the base URL of the collector, without `/v1/logs`.
-        headers: Headers of each request, where only a base URL is given.
-        timeout: Seconds that one request may wait for its answer, where only a base URL is given.
+        target: Where requests go, and how.
     """
 
-    def __init__(
-        self, endpoint: OtlpTarget | str, headers: Mapping[str, str] | None = None, timeout: float = DEFAULT_TIMEOUT
-    ) -> None:
-        if isinstance(endpoint, str):
-            endpoint = OtlpTarget(f"{endpoint.rstrip('/')}/v1/logs", headers or {}, timeout)
-        self._target = endpoint
-        self._url = urlsplit(endpoint.url)
+    def __init__(self, target: OtlpTarget) -> None:
+        self._target = target
+        self._url = urlsplit(target.url)
         self._host = self._url.hostname or "127.0.0.1"
         # On this machine compressing costs more than it saves.
-        self._compression = endpoint.compression or ("none" if is_loopback(self._host) else "gzip")
-        self._headers = {"user-agent": "jarvis-otel", **endpoint.headers, "content-type": "application/json"}
+        self._compression = target.compression or ("none" if is_loopback(self._host) else "gzip")
+        self._headers = {"user-agent": "jarvis-otel", **target.headers, "content-type": "application/json"}
         if self._compression != "none":
             self._headers["content-encoding"] = self._compression
-        self._proxy = urlsplit(endpoint.proxy) if endpoint.proxy else None
+        self._proxy = urlsplit(target.proxy) if target.proxy else None
         self._path = f"{self._url.path or '/'}{'?' if self._url.query else ''}{self._url.query}"
         if self._proxy is not None and self._url.scheme == "http":
             self._path = f"http://{self._url.netloc}{self._path}"
@@ -80,7 +70,7 @@ class OtlpClient:
         try:
             try:
                 return self._post(body)
-            except _CLOSED_MEANWHILE:
+            except CLOSED_MEANWHILE:
                 self.close()
                 if fresh:
                     raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,8 +74,9 @@ def read_target(source: SettingsSource, signal: str, notes: list[str]) -> OtlpTa
         endpoint = ""
     headers = _headers(source, signal)
     if parts is not None and "@" in parts.netloc:
-        user, password = unquote(parts.username or ""), unquote(parts.password or "")
-        headers.setdefault("authorization", f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}")
+        from jarvis_collector.http_client import basic_credentials  # noqa: PLC0415 - few endpoints have any
+
+        headers.setdefault("authorization", basic_credentials(parts.username or "", parts.password or ""))
         parts = parts._replace(netloc=parts.netloc.rpartition("@")[2])
     default = parts is None
     parts = parts or urlsplit(DEFAULT_ENDPOINT)

@@ -11,7 +11,6 @@ import random
 import sys
 import threading
 import time
-import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,12 +19,15 @@ from typing import TYPE_CHECKING, Any, Self
 
 import orjson
 
+from jarvis_flags.forks import after_fork, importing
 from jarvis_otel.encode import otlp_attributes
-from jarvis_otel.spool import Item, Orphan, Spool, adopt, forget_parent
+from jarvis_otel.segments import Item
+from jarvis_otel.spool import Orphan, Spool, adopt, forget_parent
 from jarvis_otel.terminal import tell
 
 if TYPE_CHECKING:
     from jarvis_otel.otlp_client import Answer, OtlpClient
+    from jarvis_otel.otlp_settings import OtlpTarget
     from jarvis_otel.settings import Settings
 
 __all__ = ["EXIT_SECONDS", "SPOOL_BYTES", "Counters", "Pipeline"]
@@ -73,16 +75,14 @@ class Pipeline:
     the parent's. At the end of the process what waits is delivered, for EXIT_SECONDS at most; the rest stays on disk.
 
     Args:
-        endpoint: Base URL of the collector, without `/v1/logs`.
+        target: Where the collector is, and how it is reached.
         resource: Attributes of the process's OpenTelemetry resource.
-        headers: Headers of each request.
-        timeout: Seconds that one request may wait for its answer.
         quiet: Say nothing where there is no collector.
         spool_dir: Where the spools of all processes lie; None keeps records in memory.
         spool_bytes: Bytes that these may take together.
-        connect: Makes the client; that of `otlp_client` if None.
 
     Attributes:
+        endpoint: What people call the collector: its URL without `/v1/logs`.
         on_tick: Called in the pipeline's thread about each second.
         numbers: The numbers of this process's records.
         uid_prefix: What their uids begin with.
@@ -90,28 +90,23 @@ class Pipeline:
 
     def __init__(
         self,
-        endpoint: str,
+        target: OtlpTarget,
         resource: Mapping[str, Any],
         *,
-        headers: Mapping[str, str] | None = None,
-        timeout: float = 3.0,
         quiet: bool = False,
         spool_dir: Path | None = None,
         spool_bytes: int = SPOOL_BYTES,
-        connect: Callable[[], OtlpClient] | None = None,
     ) -> None:
-        self.endpoint = endpoint
+        self.endpoint = target.url.removesuffix("/v1/logs")
         self.resource = resource
         self.on_tick: Callable[[], object] = lambda: None
-        self._headers = headers or {}
-        self._timeout = timeout
+        # while it waits for an answer it does not look after the spool, which the kernel gives 45 s
+        self._target = replace(target, timeout=min(target.timeout, _ATTEMPT_SECONDS))
         self._quiet = quiet
         self._spool_dir = spool_dir
         self._spool_bytes = spool_bytes
-        self._connect = connect
         self._begin()
-        after_fork = weakref.WeakMethod(self._after_fork)
-        os.register_at_fork(after_in_child=lambda: (method := after_fork()) and method())
+        after_fork(self._after_fork)
         atexit.register(self.shutdown)
 
     @classmethod
@@ -125,18 +120,9 @@ class Pipeline:
         """
         if not settings.logs_exporter or settings.sdk_disabled:
             return None
-
-        def connect() -> OtlpClient:
-            from jarvis_otel.otlp_client import OtlpClient  # noqa: PLC0415
-
-            # while it waits for an answer it does not look after the spool, which the kernel gives 45 s
-            target = settings.otlp_logs
-            return OtlpClient(replace(target, timeout=min(target.timeout, _ATTEMPT_SECONDS)))
-
         return cls(
-            settings.otlp_endpoint,
+            settings.otlp_logs,
             resource,
-            connect=connect,
             quiet=quiet,
             spool_dir=settings.spool_dir,
             spool_bytes=settings.spool_max_bytes,
@@ -219,11 +205,6 @@ class Pipeline:
         dropped = {"overflow": spool.overflowed, "damaged": spool.damaged, **self._dropped}
         dropped = {reason: count for reason, count in dropped.items() if count}
         return Counters(spool.appended, self._shipped, len(spool), self._adopted, dropped)
-
-    @property
-    def spool_problem(self) -> str:
-        """Why records wait in memory and not on the disk; empty where all is well."""
-        return self._spool.problem
 
     def flush(self, timeout: float = EXIT_SECONDS, *, patient: bool = True) -> bool:
         """Waits until what was emitted before is delivered (or refused), and tells whether it is.
@@ -445,12 +426,10 @@ class Pipeline:
     def _connected(self) -> OtlpClient:
         """The client, made when there is something to send: an application need not wait for HTTP and TLS at import."""
         if self._client is None:
-            if self._connect is not None:
-                self._client = self._connect()
-            else:
+            with importing():
                 from jarvis_otel.otlp_client import OtlpClient  # noqa: PLC0415
 
-                self._client = OtlpClient(self.endpoint, self._headers, self._timeout)
+            self._client = OtlpClient(self._target)
         return self._client
 
     def _back_off(self, attempt: int, retry_after: float | None) -> bool:

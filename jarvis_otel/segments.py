@@ -18,17 +18,26 @@ import mmap
 import os
 import signal
 import sys
+from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 from stat import S_ISREG
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import orjson
 
-if TYPE_CHECKING:
-    from jarvis_otel.spool import Ring
-
-__all__ = ["HEADER_BYTES", "File", "Identity", "Item", "Segment", "identity_of", "is_object", "parsed", "recovered"]
+__all__ = [
+    "HEADER_BYTES",
+    "File",
+    "Identity",
+    "Item",
+    "Ring",
+    "Segment",
+    "identity_of",
+    "is_object",
+    "parsed",
+    "recovered",
+]
 
 _MAGIC = b"jarvis-spool 1 settled "
 _HIGHEST = 9_999_999_999
@@ -328,6 +337,28 @@ class Segment:
 Item = tuple[int, bytes, bytes, Segment, int]
 """A record that was taken: its number, its scope as `encode.otlp_scope` writes it, the record in OTLP/JSON, the segment
 that it lies in, and the offset behind it there."""
+
+
+class Ring:
+    """Segments of one kind, oldest first.
+
+    Attributes:
+        kind: `routine` or `urgent`.
+        active: The segment that records are added to.
+        read: Items that were read and not taken yet.
+        appended: Records that were added so far.
+        finished: Those of them that are settled or lost.
+    """
+
+    __slots__ = ("active", "appended", "finished", "kind", "read", "segments")
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.segments: deque[Segment] = deque()
+        self.active: Segment | None = None
+        self.read: list[Item] = []
+        self.appended = 0
+        self.finished = 0
 
 
 def _open(path: Path, flags: int) -> int:

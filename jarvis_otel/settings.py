@@ -83,9 +83,6 @@ class Settings:
         traces_sampler_arg: OTEL_TRACES_SAMPLER_ARG, what the sampler is given.
         id_generator: OTEL_PYTHON_ID_GENERATOR, a maker of trace ids by its entry point.
         span_delay_ms: Milliseconds that a span may wait for others; None where OTEL_BSP_SCHEDULE_DELAY says.
-        attributes_max: So many attributes may a log record have (OTEL_LOGRECORD_ATTRIBUTE_COUNT_LIMIT); None where
-            nobody said.
-        attribute_length_max: So many characters may the value of one have; None where nobody said.
         traceparent: TRACEPARENT: the trace that this process was started in.
         tracestate: TRACESTATE, which belongs to it.
         baggage: BAGGAGE that came along.
@@ -124,6 +121,8 @@ class Settings:
         alerts: What is told by itself.
         notes: One line for each setting that works otherwise than it says; nothing is wrong with it.
         problems: One line for each setting that could not be used; its default stands in for it.
+        file: The settings file, which need not be there; None where nothing was read.
+        reload: Reads the settings again, from where these were read.
     """
 
     flags: FlagSettings
@@ -143,8 +142,6 @@ class Settings:
     traces_sampler_arg: str | None = None
     id_generator: str | None = None
     span_delay_ms: int | None = 500
-    attributes_max: int | None = None
-    attribute_length_max: int | None = None
     traceparent: str | None = None
     tracestate: str | None = None
     baggage: str | None = None
@@ -201,11 +198,6 @@ class Settings:
         """Headers of each request with log records."""
         return self.otlp_logs.headers
 
-    @property
-    def otlp_timeout(self) -> float:
-        """Seconds that one request with log records may take."""
-        return self.otlp_logs.timeout
-
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, start: Path | None = None) -> Settings:
         """Reads the settings from the environment and config/jarvis.yaml.
@@ -220,6 +212,7 @@ class Settings:
         flags = FlagSettings.from_source(source)
         logs_exporters = _exporters(source, "OTEL_LOGS_EXPORTER", ("otlp",))
         shipped = "otlp" in logs_exporters or "otlp_proto_http" in logs_exporters
+        _check_attribute_limits(source)
         notes: list[str] = []
         values: dict[str, Any] = {
             "flags": flags,
@@ -240,8 +233,6 @@ class Settings:
             "traces_sampler_arg": _text(env, "OTEL_TRACES_SAMPLER_ARG"),
             "id_generator": _text(env, "OTEL_PYTHON_ID_GENERATOR"),
             "span_delay_ms": None if _text(env, "OTEL_BSP_SCHEDULE_DELAY") else cls.span_delay_ms,
-            "attributes_max": _limit(source, "COUNT"),
-            "attribute_length_max": _limit(source, "VALUE_LENGTH"),
             "traceparent": _text(env, "TRACEPARENT"),
             "tracestate": _text(env, "TRACESTATE"),
             "baggage": _text(env, "BAGGAGE"),
@@ -363,15 +354,13 @@ def _exporters(source: SettingsSource, variable: str, default: tuple[str, ...]) 
     return tuple(name for name in names if name != "none")
 
 
-def _limit(source: SettingsSource, what: str) -> int | None:
-    """A limit for the attributes of log records, else the one for all attributes."""
-    for variable in (f"OTEL_LOGRECORD_ATTRIBUTE_{what}_LIMIT", f"OTEL_ATTRIBUTE_{what}_LIMIT"):
-        text = source.environ.get(variable, "").strip()
-        if text.isdecimal():
-            return int(text)
-        if text:
-            source.problems.append(f"{variable}: got {text!r}, want a number from 0 up")
-    return None
+def _check_attribute_limits(source: SettingsSource) -> None:
+    """Tells of limits that cannot be used; it is OpenTelemetry's SDK that keeps them, and it would only raise."""
+    for signal in ("LOGRECORD_", ""):
+        for what in ("COUNT", "VALUE_LENGTH"):
+            text = source.environ.get(variable := f"OTEL_{signal}ATTRIBUTE_{what}_LIMIT", "").strip()
+            if text and not text.isdecimal():
+                source.problems.append(f"{variable}: got {text!r}, want a number from 0 up")
 
 
 def _is_true(source: SettingsSource, variable: str) -> bool:

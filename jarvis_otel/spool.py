@@ -13,16 +13,27 @@ import fcntl
 import os
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
 from resource import RLIMIT_NOFILE, getrlimit
 from typing import NamedTuple, Self
 
-from jarvis_otel.segments import HEADER_BYTES, File, Identity, Item, Segment, identity_of, is_object, parsed, recovered
+from jarvis_otel.segments import (
+    HEADER_BYTES,
+    File,
+    Identity,
+    Item,
+    Ring,
+    Segment,
+    identity_of,
+    is_object,
+    parsed,
+    recovered,
+)
 
-__all__ = ["Item", "Orphan", "Ring", "Segment", "Spool", "Usage", "adopt", "forget_parent", "usage"]
+__all__ = ["Orphan", "Spool", "Usage", "adopt", "forget_parent", "usage"]
 
 SEGMENT_BYTES = 1024 * 1024
 MEMORY_BYTES = 32 * 1024 * 1024
@@ -42,28 +53,6 @@ _held: set[Identity] = set()
 """The locks that this process has: to close a second descriptor of one would unlock it."""
 
 _adopting = threading.RLock()
-
-
-class Ring:
-    """Segments of one kind, oldest first.
-
-    Attributes:
-        kind: `routine` or `urgent`.
-        active: The segment that records are added to.
-        read: Items that were read and not taken yet.
-        appended: Records that were added so far.
-        finished: Those of them that are settled or lost.
-    """
-
-    __slots__ = ("active", "appended", "finished", "kind", "read", "segments")
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self.segments: deque[Segment] = deque()
-        self.active: Segment | None = None
-        self.read: list[Item] = []
-        self.appended = 0
-        self.finished = 0
 
 
 class _Store:

@@ -9,7 +9,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
-__all__ = ["Paint", "pager", "printable", "table", "tell", "wants_color"]
+__all__ = ["DONE", "NO", "WRONG", "Paint", "pager", "printable", "table", "tell", "wants_color"]
+
+DONE, NO, WRONG = 0, 1, 2
+"""Exit codes of all commands: done; nothing found, or the answer is no; wrong usage or bad input."""
 
 _CODES = {"dim": "2", "bold": "1", "red": "31", "green": "32", "yellow": "33", "magenta": "35", "cyan": "36"}
 
@@ -68,7 +71,7 @@ def tell(line: str) -> None:
     # it may be None, as in a windowless process, closed, or anything that the application has put there
     if stream is not None:
         with contextlib.suppress(Exception):
-            print(f"jarvis: {line}", file=stream, flush=True)
+            print(f"jarvis: {printable(line)}", file=stream, flush=True)
 
 
 def printable(text: str, keep: str = "") -> str:

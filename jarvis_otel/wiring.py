@@ -24,6 +24,7 @@ from jarvis_otel.handlers import LoggingSetup, PipelineProcessor, flush_at_sigte
 from jarvis_otel.live import follow_settings
 from jarvis_otel.logger import report_uncaught, report_warning
 from jarvis_otel.manager import FeatureFlagManager
+from jarvis_otel.pipeline import EXIT_SECONDS
 from jarvis_otel.propagation import continue_operation, guard_baggage
 from jarvis_otel.redaction import redactor_of
 from jarvis_otel.runtime import RUNTIME
@@ -89,7 +90,7 @@ class Wiring:
             exporter_log.addFilter(_is_no_retry)
             self._undo.append(lambda log=exporter_log: log.removeFilter(_is_no_retry))  # type: ignore[misc]
 
-    def finish(self, timeout: float) -> None:
+    def finish(self, timeout: float = EXIT_SECONDS) -> None:
         """Delivers what waits: logs and spans at the same time.
 
         Args:
@@ -99,7 +100,7 @@ class Wiring:
         with contextlib.suppress(Exception):  # the process ends in any case
             self._manager.close()
 
-    def undo(self, timeout: float) -> None:
+    def undo(self, timeout: float = EXIT_SECONDS) -> None:
         """Takes it apart, and delivers what waits.
 
         Args:
@@ -161,6 +162,8 @@ def _observe_flags(manager: FeatureFlagManager) -> None:
         yield Observation(len(manager.source.snapshot.problems))
 
     meter = metrics.get_meter("jarvis_otel")
-    meter.create_observable_gauge("jarvis.flags.age", [age], unit="s", description="Since the flags last changed")
-    meter.create_observable_gauge("jarvis.flags.revision", [revision], description="Run-time changes so far")
-    meter.create_observable_gauge("jarvis.flags.problems", [problems], description="What is wrong with the flag files")
+    meter.create_observable_gauge("jarvis.flags.age", [age], unit="s", description="Time since the flags last changed")
+    meter.create_observable_gauge(
+        "jarvis.flags.revision", [revision], description="Revision of the flags, which counts the run-time changes"
+    )
+    meter.create_observable_gauge("jarvis.flags.problems", [problems], description="Problems of the flag files")

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from jarvis_otel.otlp_settings import OtlpTarget
+
 Answer = tuple[int, dict[str, str], bytes]
 
 
@@ -115,6 +117,11 @@ def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
+
+
+def logs_at(url: str, **options: Any) -> OtlpTarget:
+    """Where a pipeline ships its records to: a collector by its base URL."""
+    return OtlpTarget(f"{url}/v1/logs", **options)
 
 
 @contextmanager

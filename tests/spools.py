@@ -7,7 +7,8 @@ import sys
 import textwrap
 from pathlib import Path
 
-from jarvis_otel.spool import SEGMENT_BYTES, Segment, Spool, adopt, forget_parent, usage
+from jarvis_otel.segments import Segment
+from jarvis_otel.spool import SEGMENT_BYTES, Spool, adopt, forget_parent, usage
 
 __all__ = [
     "RESOURCE",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import jarvis_otel
 from tests.otlp_sink import attributes_of, otlp_sink, until
 from tests.ports import free_port
 
@@ -142,13 +143,14 @@ def test_a_sitecustomize_of_the_users_own_still_runs(tmp_path, environ, sink):
     own.mkdir()
     (own / "sitecustomize.py").write_text("print('mine')")
     environ["PYTHONPATH"] = str(own)
+    environ.pop("PYTHONUNBUFFERED", None)
     result = run_app(tmp_path, environ, sink, "import sitecustomize, sys; print(sitecustomize.__file__)")
     # once in the interpreter of `jarvis run`, once in the application's
     assert result.stdout == f"mine\nmine\n{own / 'sitecustomize.py'}\n"
 
 
 def test_an_interpreter_without_us_is_left_alone(tmp_path, environ):
-    site = Path(__file__).parents[1] / "jarvis_otel" / "auto" / "site"
+    site = Path(jarvis_otel.__file__).parent / "auto" / "site"
     result = subprocess.run(
         [sys.executable, "-S", "-c", "import sitecustomize; print('fine')"],
         capture_output=True,

@@ -4,11 +4,14 @@ import json
 import os
 import queue
 import subprocess
+import sys
+from contextlib import suppress
 
 import pytest
 
 from jarvis_collector.config import CollectorError
 from jarvis_collector.layout import sidecar_path
+from jarvis_collector.locking import take_lock
 from jarvis_collector.writer import Write, Writer
 
 DAY = 86_400_000_000_000
@@ -206,6 +209,19 @@ def small_disk(tmp_path):
         pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
     yield target
     subprocess.run(["umount", "--lazy", target], check=True)
+
+
+def test_a_lock_is_taken_on_a_full_disk_too_though_the_number_of_the_process_does_not_fit(small_disk):
+    with (small_disk / "filler").open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    held = take_lock(small_disk / ".lock")
+    code = "import sys; from jarvis_collector.locking import take_lock; from pathlib import Path; take_lock(Path(sys.argv[1]))"
+    other = subprocess.run(
+        [sys.executable, "-c", code, small_disk / ".lock"], capture_output=True, text=True, check=False
+    )
+    os.close(held)
+    assert other.stderr.endswith("jarvis_collector.locking.HeldError: pid unknown has it\n")
 
 
 def test_a_full_disk_leaves_no_half_line_and_freed_space_heals_it(small_disk, start):

@@ -27,7 +27,7 @@ SCENARIOS = [
 
 # An evaluation out of an immutable snapshot is no cached result, and calling it one would hide why the value is what
 # it is; the specification lets a provider give CACHED, it does not make it (1.4.7).
-NOT_OURS = {"reason-codes-cached": "an evaluation is never reported as CACHED: see design 3.2"}
+NOT_OURS = {"reason-codes-cached": "an evaluation is never reported as CACHED: results are constants of the snapshot"}
 
 # "The resolved metadata is empty" is taken for: the flag has none of its own beside what every result says.
 PROVIDERS_OWN_METADATA = {"flagSetId", "version"}

@@ -28,7 +28,8 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler
 from opentelemetry.trace import SpanKind, StatusCode
 from opentelemetry.util._once import Once
 
-from jarvis_otel.context import FLAGS_MAX, LogContext, Operation, OperationSpanProcessor, current_operation
+from jarvis_collector.record import FLAGS_MAX
+from jarvis_otel.context import LogContext, Operation, OperationSpanProcessor, current_operation
 from jarvis_otel.logger import get_logger
 
 log = get_logger("trading")

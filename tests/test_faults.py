@@ -18,7 +18,7 @@ from email.utils import formatdate
 import pytest
 
 from jarvis_otel.pipeline import Pipeline
-from tests.otlp_sink import attributes_of, otlp_sink, records_of, until
+from tests.otlp_sink import attributes_of, logs_at, otlp_sink, records_of, until
 from tests.ports import free_port
 
 PRELUDE = """
@@ -142,7 +142,7 @@ def heir(own_project):
     made = []
 
     def inherit(url):
-        pipeline = Pipeline(url, {"service.name": "heir"}, spool_dir=own_project / "var" / "spool", quiet=True)
+        pipeline = Pipeline(logs_at(url), {"service.name": "heir"}, spool_dir=own_project / "var" / "spool", quiet=True)
         made.append(pipeline)
         pipeline.start()
         pipeline.flush(0.0)
@@ -1068,6 +1068,7 @@ def test_an_interrupt_in_the_very_first_call_leaves_one_shipper(sink, own_projec
     """The first record starts the thread."""
     script = f"""
         import random
+        from jarvis_otel.otlp_settings import OtlpTarget
         from jarvis_otel.pipeline import Pipeline
 
         class Interrupt(KeyboardInterrupt): pass
@@ -1077,7 +1078,7 @@ def test_an_interrupt_in_the_very_first_call_leaves_one_shipper(sink, own_projec
         signal.signal(signal.SIGALRM, alarm)
         interrupted = 0
         for round in range(300):
-            pipeline = Pipeline({sink.url!r}, {{}})
+            pipeline = Pipeline(OtlpTarget({sink.url + "/v1/logs"!r}), {{}})
             try:
                 signal.setitimer(signal.ITIMER_REAL, random.uniform(0.00002, 0.0006))
                 pipeline.emit(b'{{"scope":{{}},"logRecords":[', b'{{"attributes":[]}}', urgent=False)

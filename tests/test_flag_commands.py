@@ -102,6 +102,23 @@ def test_create_writes_a_flag_and_keeps_the_comments_of_the_file(flag_file):
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
 
 
+def test_the_first_flag_of_a_project_makes_its_directory_and_file(own_project):
+    (own_project / "config").rmdir()
+    done = jarvis("create", "NEW_UI", "--enabled")
+    assert (done.returncode, done.stdout) == (0, f"NEW_UI was written into {own_project}/config/flags.yaml\n")
+    assert json.loads(jarvis("show", "NEW_UI", "--format", "json").stdout)["state"] == "on"
+
+
+def test_a_flag_that_cannot_be_written_is_told_of_in_one_line_with_the_cure(own_project):
+    (own_project / "taken").write_text("no directory")
+    done = jarvis("create", "NEW_UI", JARVIS_FLAGS_FILE="taken/flags.yaml")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"jarvis: NEW_UI was not created: {own_project}/taken: cannot be written: File exists; "
+        "make room for it, or name another file by flags_file\n"
+    )
+
+
 def test_a_manager_creates_saves_and_loads_flags_in_files(flag_file, own_project):
     path = flag_file(FLAGS)
     manager = FeatureFlagManager(path)

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: span attributes, events, metrics, and the operation's own memory (design.md 4)."""
+"""What an evaluation leaves behind: span attributes, events, metrics, and the operation's own memory."""
 
 import json
 import os

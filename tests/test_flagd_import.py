@@ -6,10 +6,10 @@ import stat
 
 import pytest
 
-from jarvis_flags.evaluate import CALLERS_DEFAULT
 from jarvis_flags.flagd import export_flagd, import_flagd
 from jarvis_flags.model import EvaluationContext
 from jarvis_flags.parse import parse_flags
+from jarvis_flags.request import CALLERS_DEFAULT
 from jarvis_flags.snapshot import Snapshot
 from jarvis_flags.tree import load_tree, plain
 from jarvis_otel.cli.flag_exchange import add_flagd_parsers

@@ -1,4 +1,4 @@
-"""The evaluation order of design.md 3.2, step by step, and the buckets of 3.3."""
+"""The evaluation order, step by step, and the buckets."""
 
 import itertools
 from dataclasses import replace
@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from openfeature.exception import ErrorCode
 
 from jarvis_flags.buckets import BUCKETS, bucket, in_below, seed, threshold
-from jarvis_flags.evaluate import CALLERS_DEFAULT, Request
 from jarvis_flags.model import EvaluationContext
 from jarvis_flags.overrides import Override, OverrideSet
 from jarvis_flags.parse import parse_flags
+from jarvis_flags.request import CALLERS_DEFAULT, Request
 from jarvis_flags.snapshot import build_snapshot
 from jarvis_flags.tree import load_tree
 

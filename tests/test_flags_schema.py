@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from jarvis_flags import conditions, parse, schedule, schema
+from jarvis_flags import conditions, model, parse, schedule, schema
 from jarvis_flags.parse import parse_flags
 from jarvis_flags.tree import load_tree, plain
 
@@ -34,10 +34,10 @@ def test_the_committed_schema_is_the_generated_one():
 
 
 def test_the_schema_has_the_fields_rule_types_and_operators_of_the_parser_and_no_others():
-    assert set(schema._DOCUMENT) == set(parse._TOP)
+    assert set(schema._DOCUMENT) == set(parse.TOP_KEYS)
     assert set(schema._FLAG) == set(parse._FLAG)
     assert set(schema._RULE) == set(parse._RULE)
-    assert set(schema._VALUES) == set(parse._RULE_TYPES)
+    assert set(schema._VALUES) == set(model.RULE_TYPES)
     assert set(schema._SCHEDULE) == set(schedule._KEYS)
     assert set(schema._RAMP) == set(schedule._RAMP_KEYS)
     assert set(schema._LITERALS) == set(conditions.OPERATORS)

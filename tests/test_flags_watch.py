@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -146,6 +147,54 @@ def test_a_forked_child_follows_the_file_by_itself(flag_file):
     flag_file(text(True))
     child.stdout.close()
     assert child.wait(30) == 0
+
+
+def test_a_state_directory_behind_a_closed_door_keeps_no_edit_of_the_flag_file_from_being_seen():
+    code = """
+        import os, time
+        from jarvis_flags.settings import FlagSettings
+        from jarvis_flags.source import FileSource
+        settings = FlagSettings.load()
+        FileSource(settings, watch=True, service="stranger").close()  # who is nobody may not be able to import
+        if os.getuid() == 0:
+            os.setresuid(65534, 65534, 65534)
+        print("ready", flush=True)
+        input()
+        source = FileSource(settings, watch=True, service="stranger")
+        print("open", flush=True)
+        deadline = time.monotonic() + 20
+        while not source.snapshot.evaluate("F", source.snapshot.request()).value:
+            if time.monotonic() > deadline:
+                os._exit(1)
+            time.sleep(0.005)
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
+        root.chmod(0o755)
+        (root / "config").mkdir()
+        (root / "var" / "flags").mkdir(parents=True)
+        file = root / "config" / "flags.yaml"
+        file.write_text(text(False))
+        environ = {**os.environ, "JARVIS_HOME": directory}
+        child = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            env=environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert child.stdout.readline() == "ready\n"
+            (root / "var").chmod(0)
+            child.stdin.write("\n")
+            child.stdin.flush()
+            assert child.stdout.readline() == "open\n"
+            file.write_text(text(True))
+            assert child.wait(30) == 0
+        finally:
+            child.kill()
+            child.communicate()
+            (root / "var").chmod(0o755)
 
 
 def test_each_process_says_which_revision_it_has_seen_and_what_is_pinned_in_it(flag_file, own_project, monkeypatch):

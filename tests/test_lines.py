@@ -11,14 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace import TracerProvider
 
+from jarvis_otel.compose import compose
 from jarvis_otel.context import OperationSpanProcessor, note_evaluation
 from jarvis_otel.encode import otlp_record
 from jarvis_otel.lines import LineWriter
-from jarvis_otel.logger import _compose, get_logger
+from jarvis_otel.logger import get_logger
 from jarvis_otel.pipeline import Pipeline
 from jarvis_otel.runtime import RUNTIME
 from jarvis_otel.sites import site_of
-from tests.otlp_sink import attributes_of
+from tests.otlp_sink import attributes_of, logs_at
 
 NAMES = st.sampled_from(
     ["symbol", "amount", "duration_ms", "user_id", "token", "api_key", "jarvis.flag.X", "service", "ä b", "signature"]
@@ -38,7 +39,9 @@ VALUES = st.one_of(
 @pytest.fixture
 def written(tmp_path, monkeypatch):
     """Where the lines go that a writer writes, and the writer."""
-    pipeline = Pipeline("http://127.0.0.1:9", {"service.name": "jarvis"}, quiet=True, spool_dir=tmp_path / "spool")
+    pipeline = Pipeline(
+        logs_at("http://127.0.0.1:9"), {"service.name": "jarvis"}, quiet=True, spool_dir=tmp_path / "spool"
+    )
     lines = []
     monkeypatch.setattr(pipeline, "put", lambda line, *, urgent: lines.append((line, urgent)))
     monkeypatch.setattr(RUNTIME, "pipeline", pipeline)
@@ -65,7 +68,7 @@ def test_a_record_written_the_short_way_is_the_one_written_the_long_way(written,
         from jarvis_otel.context import current_operation
 
         operation = current_operation()
-        long = _compose(
+        long = compose(
             number=number,
             time_ns=now,
             level=level,

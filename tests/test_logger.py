@@ -30,7 +30,7 @@ from jarvis_otel.pipeline import Pipeline
 from jarvis_otel.runtime import RUNTIME
 from jarvis_otel.settings import Settings
 from jarvis_otel.terminal import printable
-from tests.otlp_sink import attributes_of, otlp_sink
+from tests.otlp_sink import attributes_of, logs_at, otlp_sink
 
 HERE = __file__
 
@@ -841,7 +841,7 @@ def test_without_handlers_a_warning_reaches_stderr_and_info_does_not(capfd):
 
 
 def test_a_pipeline_that_is_gone_does_not_matter():
-    pipeline = Pipeline("http://127.0.0.1:9", {})
+    pipeline = Pipeline(logs_at("http://127.0.0.1:9"), {})
     pipeline.shutdown(0.0)
     RUNTIME.pipeline = pipeline
     try:

@@ -28,6 +28,7 @@ from opentelemetry.sdk._logs.export import SimpleLogRecordProcessor
 
 from jarvis_otel.otlp_client import OtlpClient
 from jarvis_otel.settings import Settings
+from tests.otlp_sink import logs_at
 
 MIB = 1024 * 1024
 
@@ -330,7 +331,6 @@ def test_a_bad_value_is_one_line_that_names_it_and_the_default_stands_in(variabl
         "otlp_logs",
         "logs_exporters",
         "sdk_disabled",
-        "attributes_max",
         "spool_max_bytes",
         "redact",
         "redact_keys",
@@ -410,15 +410,13 @@ def test_any_variable_names_the_service_before_the_file_does(own_project):
     assert load(**os.environ, **attributes, JARVIS_SERVICE_NAME="ours", OTEL_SERVICE_NAME="otel").service_name == "otel"
 
 
-def test_limits_of_log_records_beat_those_of_all_attributes():
-    assert (load().attributes_max, load().attribute_length_max) == (None, None)
-    read = load(
-        OTEL_ATTRIBUTE_COUNT_LIMIT="50",
-        OTEL_LOGRECORD_ATTRIBUTE_COUNT_LIMIT="7",
-        OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT="90",
-        OTEL_LOGRECORD_ATTRIBUTE_VALUE_LENGTH_LIMIT="",
+def test_each_limit_of_attributes_that_the_sdk_could_not_use_is_told():
+    assert load(OTEL_ATTRIBUTE_COUNT_LIMIT="50", OTEL_LOGRECORD_ATTRIBUTE_VALUE_LENGTH_LIMIT="").problems == ()
+    read = load(OTEL_LOGRECORD_ATTRIBUTE_COUNT_LIMIT="seven", OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT="-90")
+    assert read.problems == (
+        "OTEL_LOGRECORD_ATTRIBUTE_COUNT_LIMIT: got 'seven', want a number from 0 up",
+        "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT: got '-90', want a number from 0 up",
     )
-    assert (read.attributes_max, read.attribute_length_max) == (7, 90)
 
 
 def test_the_trace_that_a_process_was_started_in_is_read():
@@ -473,7 +471,7 @@ def test_the_settings_file_of_the_project_shows_every_key_that_is_read():
 
 
 def test_requests_share_a_connection_and_one_that_was_closed_meanwhile_is_opened_again(peer):
-    client = OtlpClient(peer.url, {}, 3.0)
+    client = OtlpClient(logs_at(peer.url, timeout=3.0))
     assert [client.post(b"{}").status for _ in range(3)] == [200, 200, 200]
     assert peer.connections == 1
     peer.answer = (200, {"connection": "close"}, b"{}")
@@ -483,7 +481,7 @@ def test_requests_share_a_connection_and_one_that_was_closed_meanwhile_is_opened
 
 
 def test_what_a_peer_says_is_bounded_and_harmless(peer):
-    client = OtlpClient(peer.url, {}, 3.0)
+    client = OtlpClient(logs_at(peer.url, timeout=3.0))
     peer.answer = (503, {"retry-after": "9" * 400}, b"x" * MIB)
     answer = client.post(b"{}")
     assert (answer.status, answer.reason, answer.retry_after) == (503, "HTTP 503 Service Unavailable", 300.0)
@@ -521,13 +519,14 @@ def test_an_answer_that_trickles_is_given_up_after_the_timeout():
             pass
 
     began = time.monotonic()
-    answer = OtlpClient(raw_peer(trickle), {}, 0.5).post(b"{}")
+    answer = OtlpClient(logs_at(raw_peer(trickle), timeout=0.5)).post(b"{}")
     assert (answer.status, answer.reason) == (0, "the answer takes too long")
     assert time.monotonic() - began < 20
 
 
 def test_garbage_instead_of_an_answer_is_told_harmlessly():
-    answer = OtlpClient(raw_peer(lambda c: c.sendall(b"\x1b]0;evil\x07" * 40 + b"\r\n\r\n")), {}, 2.0).post(b"{}")
+    garbage = raw_peer(lambda c: c.sendall(b"\x1b]0;evil\x07" * 40 + b"\r\n\r\n"))
+    answer = OtlpClient(logs_at(garbage, timeout=2.0)).post(b"{}")
     assert answer.status == 0
     assert answer.reason.isprintable()
     assert len(answer.reason) <= 200

@@ -16,7 +16,7 @@ import pytest
 
 from jarvis_otel.encode import otlp_scope
 from jarvis_otel.pipeline import Counters, Pipeline
-from tests.otlp_sink import attributes_of, otlp_sink, records_of, until
+from tests.otlp_sink import attributes_of, logs_at, otlp_sink, records_of, until
 from tests.ports import free_port
 
 SCOPE = otlp_scope("trading")
@@ -37,7 +37,7 @@ def pipeline_to():
     made = []
 
     def make(url, **options):
-        made.append(Pipeline(url, {"service.name": "jarvis"}, **{"timeout": 2.0, **options}))
+        made.append(Pipeline(logs_at(url, **{"timeout": 2.0, **options}), {"service.name": "jarvis"}))
         return made[-1]
 
     yield make
@@ -60,7 +60,8 @@ def run(script, sink_url, *, timeout=30, **environ):
     """
     source = textwrap.dedent(prelude) + textwrap.dedent(script)
     return subprocess.run(
-        [sys.executable, "-c", source],
+        # since Python 3.12 a fork beside a thread is warned of, in the program itself
+        [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", source],
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -219,7 +220,7 @@ def test_a_hundred_threads_lose_nothing(sink, pipeline_to):
 
 
 def test_uids_are_unique():
-    pipeline = Pipeline("http://127.0.0.1:9", {})
+    pipeline = Pipeline(logs_at("http://127.0.0.1:9"), {})
     assert len({pipeline.new_uid() for _ in range(1000)}) == 1000
     pipeline.shutdown(0.0)
 
@@ -406,7 +407,7 @@ def test_the_path_of_the_endpoint_is_kept(pipeline_to):
         handler = sink._server.RequestHandlerClass
         original = handler.do_POST
         handler.do_POST = lambda self: (paths.seen.append(self.path), original(self))
-        pipeline = pipeline_to(f"{sink.url}/otlp/")
+        pipeline = pipeline_to(f"{sink.url}/otlp")
         pipeline.emit(SCOPE, line("a"), urgent=False)
         assert pipeline.flush(20)
         assert paths.seen == ["/otlp/v1/logs"]

@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from jarvis_collector.archivist import Archivist
 from jarvis_collector.config import Retention
 from jarvis_collector.layout import archive_path, index_path
 from jarvis_collector.own_log import OwnLog
-from jarvis_collector.retention import Archivist
 from jarvis_otel.query.index_build import bring_up_to_date
 from jarvis_otel.query.log_query import LogQuery
 from tests.collectors import commanded, logs, starting

@@ -198,6 +198,27 @@ def test_the_flag_list_is_searched_and_walked_by_keys(browser, project):
         page.wait_for_url("**/flags/NEW_TELEGRAM_UI_ENABLED")
 
 
+def test_no_key_acts_on_the_old_list_while_a_search_is_being_answered(browser, project):
+    with jarvis_web() as url, clean_page(browser) as page:
+        page.goto(url)
+        held = []
+        page.route("**/flags?*q=telegram*", lambda route: held.append(route))  # noqa: PLW0108 - a builtin takes no mark
+        with page.expect_request("**/flags?*q=telegram*"):
+            page.keyboard.press("/")
+            page.keyboard.insert_text("telegram")
+            for key in ("Escape", "j", "t"):
+                page.keyboard.press(key)
+        assert page.locator("dialog[open]").count() == 0
+        assert page.locator("#said").inner_text() == ""
+        for route in held:
+            route.continue_()
+        told(page, "1 of 4 flags")
+        page.wait_for_function("document.activeElement.closest('tr')?.dataset.flag === 'NEW_TELEGRAM_UI_ENABLED'")
+        assert read_overrides(project / "var/flags").overrides == {}
+        page.keyboard.press("t")
+        page.locator("dialog[open]").wait_for()
+
+
 def test_a_dangerous_flag_is_turned_on_with_a_reason_and_its_typed_name_and_off_by_one_click(browser, project):
     with jarvis_web() as url, App("DEXTER_ENABLED") as app, clean_page(browser) as page:
         page.goto(url)

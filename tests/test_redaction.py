@@ -24,7 +24,6 @@ from jarvis_otel.encode import clean
 from jarvis_otel.redaction import (
     PATHS_MAX,
     SHORTEST,
-    RedactingSpanExporter,
     Redactor,
     Unredacted,
     compile_keys,
@@ -32,6 +31,7 @@ from jarvis_otel.redaction import (
     pseudonym,
 )
 from jarvis_otel.secrets import find_secrets, kind_of_secret
+from jarvis_otel.span_redaction import RedactingSpanExporter
 
 BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 ALNUM = string.ascii_letters + string.digits

@@ -18,10 +18,11 @@ from pathlib import Path
 
 import pytest
 
+from jarvis_collector.archivist import Archivist
 from jarvis_collector.config import Retention
 from jarvis_collector.layout import archive_path, component_path, day_path, sidecar_path
 from jarvis_collector.own_log import OwnLog
-from jarvis_collector.retention import Archivist, BusyError, rotate
+from jarvis_collector.retention import BusyError, rotate
 from jarvis_collector.sidecar import read_sidecar
 from jarvis_collector.writer import Write, Writer
 from jarvis_otel.query.log_query import Criteria, LogQuery

@@ -20,7 +20,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from jarvis_otel.spool import HEADER_BYTES, SEGMENT_BYTES, Segment, Spool, adopt, usage
+from jarvis_otel.segments import HEADER_BYTES, Segment
+from jarvis_otel.spool import SEGMENT_BYTES, Spool, adopt, usage
 from tests.otlp_sink import until
 from tests.spools import RESOURCE, ROOM, ROOT, inherit, line, python, record, segments, taken, text_of
 

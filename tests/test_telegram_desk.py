@@ -13,12 +13,13 @@ from jarvis_otel import FeatureFlagManager
 from jarvis_otel.admin.audit import AuditEntry
 from jarvis_otel.admin.author import Author, Role
 from jarvis_otel.admin.outcome import Outcome, OutcomeKind
+from jarvis_otel.admin.quota import Quota
 from jarvis_otel.admin.states import FlagState
 from jarvis_otel.settings import Settings
 from jarvis_otel.telegram import texts
 from jarvis_otel.telegram.desk import Desk, Sent, Tapped
 from jarvis_otel.telegram.pending import Change, NotPendingError, Pending
-from jarvis_otel.telegram.people import People, Quota
+from jarvis_otel.telegram.people import People
 from jarvis_otel.telegram.polling import Bookmark
 from jarvis_otel.telegram.secrecy import without_token
 from tests.bot_api import TOKEN, check_keyboard, plain_text

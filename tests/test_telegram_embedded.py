@@ -16,8 +16,9 @@ from telegram.ext import ApplicationBuilder, CommandHandler
 from telegram.request import HTTPXRequest
 
 from jarvis_otel import FeatureFlagManager
-from jarvis_otel.redaction import RedactingSpanExporter, Redactor
+from jarvis_otel.redaction import Redactor
 from jarvis_otel.settings import Settings
+from jarvis_otel.span_redaction import RedactingSpanExporter
 from jarvis_otel.telegram import add_flag_handlers
 from tests.bot_api import TOKEN, bot_api
 from tests.telegram_bots import ANN, BOB, FLAGS, STRANGER, audit, overrides

@@ -8,6 +8,7 @@ import orjson
 import pytest
 
 from jarvis_flags.source import FileSource
+from jarvis_otel.admin.audit import Chain, verify
 from jarvis_otel.admin.author import Author, Role
 from jarvis_otel.alerts.service import Alerts
 from tests.collectors import starting
@@ -121,6 +122,44 @@ def test_an_audit_that_somebody_rewrote_is_said_to_be_broken(site):
         assert "is broken" in page
         assert "line 2 does not follow" in page
         assert client.get("/api/audit").json()["whole"] is False
+
+
+def test_what_came_since_the_last_look_is_checked_and_what_was_mended_is_whole_again(site):
+    file = site.settings.flags.flags_state_dir / "audit.jsonl"
+    site.admin.disable("A", ANN)
+    with visitor(site) as client:
+
+        def whole():
+            said = client.get("/api/audit").json()
+            return said["whole"], said["total"], len(said["entries"])
+
+        assert whole() == (True, 1, 1)
+        site.admin.enable("B", BOB)
+        good = file.read_bytes()
+        assert whole() == (True, 2, 2)
+        file.write_bytes(good + b"no entry\n")
+        assert whole() == (False, 2, 2)
+        file.write_bytes(good.partition(b"\n")[2])
+        assert whole() == (False, 1, 1)
+        file.write_bytes(good)
+        assert whole() == (True, 2, 2)
+        site.admin.disable("B", BOB)
+        assert whole() == (True, 3, 3)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 7])
+def test_a_chain_that_is_followed_in_steps_has_the_same_faults_as_in_one(site, step):
+    for number in range(6):
+        (site.admin.enable if number % 2 else site.admin.disable)("A", ANN)
+    lines = site.store.lines()
+    lines[2:3] = [b"no entry"]
+    lines[4] = lines[4].replace(b"because of ann", b"because of bob")
+    chain, faults = Chain(), []
+    for start in range(0, len(lines), step):
+        faults += chain.follow(lines[start : start + step])
+    assert faults == list(verify(lines))
+    assert len(faults) >= 3
+    assert (chain.lines, chain.entries) == (6, 5)
 
 
 def test_a_change_that_takes_two_is_approved_by_another_and_not_by_who_asked(site):

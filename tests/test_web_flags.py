@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jarvis_flags.evaluate import result_name
 from jarvis_flags.model import EvaluationContext
 from jarvis_flags.overrides import Override, read_overrides
+from jarvis_flags.request import result_name
 from jarvis_flags.settings import FlagSettings
 from jarvis_flags.source import FileSource
 from jarvis_otel.admin.audit import verify

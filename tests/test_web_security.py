@@ -20,7 +20,7 @@ from jarvis_otel.admin.audit import verify
 from jarvis_otel.admin.author import Author, Role
 from jarvis_otel.web import sessions as sessions_module
 from jarvis_otel.web.links import Links, make_link
-from jarvis_otel.web.login import FAILURES_MAX, Attempts
+from jarvis_otel.web.login import FAILURES_MAX, NOTED_A_MINUTE, Attempts
 from jarvis_otel.web.pages import STATIC_DIR, templates
 from jarvis_otel.web.security import BODY_MAX, QUERY_MAX, cookie_name
 from jarvis_otel.web.server import HEAD_MAX
@@ -93,6 +93,18 @@ def test_behind_a_proxy_the_lock_holds_for_whom_the_proxy_saw_alone(own_project)
         assert client.get("/login", params={"t": LOGIN_TOKEN}, headers=mallory).status_code == 429
         assert client.get("/login", params={"t": LOGIN_TOKEN}, headers=ann).status_code == 303
     assert {entry.who for entry in site.store.history() if entry.outcome == "refused"} == {"web:192.0.2.1"}
+
+
+def test_failed_logins_from_many_addresses_neither_fill_the_audit_nor_lock_anybody_out(own_project):
+    site = make_site(own_project, url="http://jarvis.internal", hosts=frozenset({"jarvis.internal"}))
+    with visitor(site, role=None, address="127.0.0.1") as client:
+        for number in range(2 * NOTED_A_MINUTE):
+            client.get("/login", params={"t": "wrong"}, headers={"X-Forwarded-For": f"192.0.2.{number}"})
+        refused = [entry for entry in site.store.history() if entry.outcome == "refused"]
+        right = client.get("/login", params={"t": LOGIN_TOKEN}, headers={"X-Forwarded-For": "192.0.2.200"})
+    # a little more of the minute may have passed meanwhile
+    assert NOTED_A_MINUTE <= len(refused) < 1.5 * NOTED_A_MINUTE
+    assert right.status_code == 303
 
 
 def test_whoever_is_logged_in_is_asked_for_no_token(site):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -12,8 +11,8 @@ from typing import NamedTuple
 
 import orjson
 
+from jarvis_collector.files import sync_directory, write_file
 from jarvis_collector.layout import LOGS_STREAM, day_name
-from jarvis_collector.sidecar import sync_directory
 
 __all__ = ["TAIL", "Checkpoint", "Mark", "day_after", "digest", "load", "save"]
 
@@ -102,12 +101,6 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     Raises:
         OSError: It cannot be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
-    with os.fdopen(fd, "wb") as file:
-        files = {day: tuple(mark) for day, mark in checkpoint.marks.items()}
-        file.write(orjson.dumps({"since": checkpoint.since, "files": files}) + b"\n")
-        file.flush()
-        os.fsync(fd)
-    temporary.replace(path)
+    files = {day: tuple(mark) for day, mark in checkpoint.marks.items()}
+    write_file(path, orjson.dumps({"since": checkpoint.since, "files": files}) + b"\n")
     sync_directory(path.parent)

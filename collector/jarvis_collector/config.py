@@ -9,10 +9,20 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-__all__ = ["CollectorConfig", "CollectorError", "IndexReport", "Indexer", "LokiTarget", "Retention", "is_loopback"]
+__all__ = [
+    "CollectorConfig",
+    "CollectorError",
+    "IndexReport",
+    "Indexer",
+    "LokiTarget",
+    "Retention",
+    "is_loopback",
+    "reachable_url",
+]
 
 _MIB = 1024 * 1024
 _GB = 1_000_000_000
+_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - nothing listens there by this
 
 
 @dataclass(frozen=True)
@@ -136,3 +146,15 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def reachable_url(host: str, port: int, *, tls: bool = False) -> str:
+    """Where this machine reaches what listens at a host, as a name or an address without brackets.
+
+    Args:
+        host: Where it listens; a wildcard is reached by loopback.
+        port: Its TCP port.
+        tls: Whether it speaks TLS.
+    """
+    host = _WILDCARDS.get(host, host)
+    return f"http{'s' if tls else ''}://{f'[{host}]' if ':' in host else host}:{port}"

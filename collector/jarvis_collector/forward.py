@@ -7,7 +7,6 @@ crash repeats at most one push, and of the same record Loki keeps one.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
 import re
@@ -23,6 +22,7 @@ from jarvis_collector.checkpoint import Checkpoint, load, save
 from jarvis_collector.config import CollectorConfig, CollectorError, LokiTarget
 from jarvis_collector.follow import Chunk, Follower
 from jarvis_collector.layout import day_of
+from jarvis_collector.locking import HeldError, take_lock
 from jarvis_collector.loki import (
     OTHER,
     REASONS,
@@ -166,16 +166,16 @@ class Forwarder:
         problems = [why for since, why in list(self._problems.values()) if since <= impatient]
         follower = self._follower
         return ForwardStatus(
-            self._pushed,
-            dict(self._refused),
-            self._passed_over + (follower.torn if follower else 0),
-            self._encoder.cut,
-            self._pushes,
-            self._retries,
-            follower.behind if follower else 0,
-            0.0 if waiting_since is None else max(0.0, (time.time_ns() - waiting_since) / 1e9),
-            follower.file if follower else "",
-            "; ".join(problems) or None,
+            pushed=self._pushed,
+            refused=dict(self._refused),
+            passed_over=self._passed_over + (follower.torn if follower else 0),
+            cut=self._encoder.cut,
+            pushes=self._pushes,
+            retries=self._retries,
+            lag_bytes=follower.behind if follower else 0,
+            lag_seconds=0.0 if waiting_since is None else max(0.0, (time.time_ns() - waiting_since) / 1e9),
+            file=follower.file if follower else "",
+            problem="; ".join(problems) or None,
         )
 
     def _run(self) -> None:
@@ -449,17 +449,8 @@ def _locked(checkpoint: Path) -> int:
     directory = checkpoint.parent
     try:
         directory.mkdir(mode=0o750, parents=True, exist_ok=True)
-        fd = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        return take_lock(directory / _LOCK)
+    except HeldError as error:
+        raise CollectorError(f"another process (pid {error.pid}) forwards with {checkpoint}; stop it first") from None
     except OSError as error:
         raise CollectorError(f"cannot write in {directory}: {error.strerror or error}") from None
-    try:
-        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        owner = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
-        os.close(fd)
-        raise CollectorError(
-            f"another process (pid {owner or 'unknown'}) forwards with {checkpoint}; stop it first"
-        ) from None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-    return fd

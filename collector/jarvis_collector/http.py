@@ -224,6 +224,7 @@ class Connection(asyncio.Protocol):
         self._current: Request | None = None
         self._in_head = False
         self._head_size = 0
+        self._is_bodiless = False
         self._headers = 0
         self._closing = False
         self._paused = False
@@ -257,12 +258,14 @@ class Connection(asyncio.Protocol):
         """Called by asyncio with what has come."""
         if self._transport is None or (self._closing and self._request is None):
             return
+        self._is_bodiless = True
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._reject(self._request or Request(), 400, f"not an HTTP/1.1 request: {error}")
             return
-        if self._in_head:
+        if self._request is not None and self._is_bodiless:
+            # of a head, of trailers, or of what frames chunks
             self._head_size += len(data)
             if self._head_size > self._server.config.max_head:
                 self._reject(self._request or Request(), 431, f"over {self._server.config.max_head} bytes of headers")
@@ -292,10 +295,11 @@ class Connection(asyncio.Protocol):
         self._request.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header."""
+        """A header; a trailer, which could only change what was looked at already, is passed over."""
         assert self._request
-        self._headers += 1
-        self._request.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        if self._in_head:
+            self._headers += 1
+            self._request.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         """Its headers have all come."""
@@ -327,6 +331,8 @@ class Connection(asyncio.Protocol):
         """A piece of its body."""
         request = self._request
         assert request
+        self._is_bodiless = False
+        self._head_size = 0
         if request.refusal is not None:
             return
         request.body += body

@@ -17,13 +17,15 @@ from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["HttpClient", "Response", "basic_credentials", "retry_after"]
+__all__ = ["CLOSED_MEANWHILE", "HttpClient", "Response", "basic_credentials", "retry_after"]
 
 _RETRY_AFTER_MAX = 300.0
 _CONTENT_MAX = 64 * 1024
 _PIECE = 1 << 20
 _POLL = 0.1
-_CLOSED_MEANWHILE = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+
+CLOSED_MEANWHILE = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+"""What is raised where the other side closed the connection between two requests."""
 
 
 class Response(NamedTuple):
@@ -89,7 +91,7 @@ class HttpClient:
         try:
             try:
                 return self._request(method, target, body, headers)
-            except _CLOSED_MEANWHILE:
+            except CLOSED_MEANWHILE:
                 self.close()
                 if fresh or self._stopped:
                     raise

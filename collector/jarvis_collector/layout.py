@@ -1,7 +1,7 @@
 """How the files of a log directory are called, and where each stands.
 
 logs/jarvis-2026-03-01.jsonl                       a day of log records; traces- and metrics- beside it
-logs/jarvis-2026-03-01.meta.json                   its sidecar, see `writer`
+logs/jarvis-2026-03-01.meta.json                   its sidecar, see `sidecar`
 logs/components/trading-2026-03-01.jsonl           the records of one service once more, where that is wanted
 logs/archive/2026-03/jarvis-2026-03-01.jsonl.gz    a day that was archived, with a sidecar too
 logs/.index/jarvis-2026-03-01.jsonl.idx            the index of a day file, if there is one; in archive/2026-03/ too

@@ -40,6 +40,12 @@ __all__ = ["read"]
 _INT64_MIN, _INT64_END, _UINT64_END = -(2**63), 2**63, 2**64
 _NESTING_MAX = 400
 """A record whose JSON is nested deeper is cut out unread; DEPTH_MAX is reached long before."""
+_SALVAGED_MAX = 4 << 20
+"""Of a larger request with such a record nothing is taken: looking for its end would keep others waiting."""
+_WAY = b"{[{[{["
+"""The brackets that lead to the records."""
+# possessive, and with or without its end: what is hostile is passed over once
+_MARK = re.compile(r'"(?:[^"\\]|\\.)*+"?|[{}\[\]]', re.DOTALL)
 
 _REMEMBERED_MAX = 4096
 """Bytes of the largest resource, scope or attribute whose reading is remembered for the next request."""
@@ -367,6 +373,8 @@ def _parse_anyhow(body: bytes, error: Exception) -> Any:
         try:
             return _encodable(json.loads(text))
         except RecursionError:
+            if len(text) > _SALVAGED_MAX:
+                raise
             return _encodable(json.loads(_without_deep_records(text)))
     except (ValueError, RecursionError):
         raise BadRequestError(f"not JSON: {error}") from None
@@ -385,18 +393,18 @@ def _encodable(value: Any) -> Any:
 def _without_deep_records(text: str) -> str:
     """The request with `null` in place of each record that is nested too deep."""
     kept, end, start = [], 0, 0
-    open_, deepest = "", 0
-    for match in re.finditer(r'"(?:[^"\\]|\\.)*"|[{}\[\]]', text):
+    open_, deepest = bytearray(), 0
+    for match in _MARK.finditer(text):
         mark = match.group()
         if mark in "{[":
-            if open_ == "{[{[{[":
+            if open_ == _WAY:
                 start, deepest = match.start(), 0
             # past the limit only the depth counts
             deepest = max(deepest, len(open_))
-            open_ += mark
+            open_ += mark.encode()
         elif mark in "}]":
-            open_ = open_[:-1]
-            if open_ == "{[{[{[" and deepest > _NESTING_MAX:
+            del open_[-1:]
+            if open_ == _WAY and deepest > _NESTING_MAX:
                 kept += [text[end:start], "null"]
                 end = match.end()
     return "".join([*kept, text[end:]])

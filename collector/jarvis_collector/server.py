@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from jarvis_collector.access import Access, load_tls, tls_context
+from jarvis_collector.archivist import Archivist
 from jarvis_collector.config import CollectorConfig, CollectorError, is_loopback
 from jarvis_collector.forward import Forwarder
 from jarvis_collector.http import HttpServer, Response
@@ -27,7 +28,6 @@ from jarvis_collector.otlp import Encoding, Signal
 from jarvis_collector.otlp_http import OtlpHttp
 from jarvis_collector.own_log import OwnLog
 from jarvis_collector.receiver import Receiver, reason, why_no_address
-from jarvis_collector.retention import Archivist
 from jarvis_collector.writer import Write, Writer, locked
 
 if TYPE_CHECKING:
@@ -360,6 +360,10 @@ class Collector:
         return Response(200 if self._writer.problem is None else 503, orjson.dumps(status), Encoding.JSON)
 
     def _metrics(self, _: bool) -> Response:
+        return Response(200, render(self.measured()), CONTENT_TYPE)
+
+    def measured(self) -> list[Metric]:
+        """All metrics as they stand; those of gRPC, retention and forwarding only where it does that."""
         writer, receiver, http = self._writer, self._receiver, self._application.answers
         by_signal = {
             "records_accepted_total": ("Records handed to the writer.", receiver.accepted),
@@ -382,7 +386,9 @@ class Collector:
             Metric("commits_total", "counter", "Groups of lines written and synced to a file.", {"": writer.commits}),
             Metric("commit_failures_total", "counter", "Groups that could not be written.", {"": writer.failures}),
             Metric("sync_seconds_total", "counter", "Time that fsync took, of all commits.", {"": writer.sync_seconds}),
-            Metric("sync_seconds_max", "gauge", "The longest fsync so far.", {"": writer.sync_seconds_max}),
+            Metric(
+                "sync_seconds_max", "gauge", "Time that the longest fsync took so far.", {"": writer.sync_seconds_max}
+            ),
             Metric(
                 "component_lines_missed_total",
                 "counter",
@@ -399,7 +405,7 @@ class Collector:
             ),
             Metric("start_time_seconds", "gauge", "When the collector started, since 1970.", {"": self._started}),
             Metric("uptime_seconds", "gauge", "How long it has been running.", {"": time.time() - self._started}),
-            Metric("build_info", "gauge", "The version, as a label.", {self._config.version: 1}, "version"),
+            Metric("build_info", "gauge", "Always 1; the label has the version.", {self._config.version: 1}, "version"),
         ]
         if self._grpc is not None:
             calls = self._grpc.answers
@@ -419,7 +425,7 @@ class Collector:
                 Metric(
                     "purged_unforwarded_files_total",
                     "counter",
-                    "Of them, not forwarded before.",
+                    "Files deleted that were not forwarded before.",
                     {"": archivist.purged_unforwarded},
                 ),
                 Metric("directory_bytes", "gauge", "Size of all files at the last look.", {"": archivist.total_bytes}),
@@ -440,7 +446,12 @@ class Collector:
                 Metric("forward_cut_records_total", "counter", "Records shortened for Loki.", {"": status.cut}),
                 Metric("forward_pushes_total", "counter", "Requests that Loki answered.", {"": status.pushes}),
                 Metric("forward_retries_total", "counter", "Requests that had to be repeated.", {"": status.retries}),
-                Metric("forward_lag_bytes", "gauge", "Of the files, not forwarded yet.", {"": status.lag_bytes}),
+                Metric(
+                    "forward_lag_bytes",
+                    "gauge",
+                    "Bytes of the files that are not forwarded yet.",
+                    {"": status.lag_bytes},
+                ),
                 Metric("forward_lag_seconds", "gauge", "Age of the oldest line that waits.", {"": status.lag_seconds}),
             ]
-        return Response(200, render(metrics), CONTENT_TYPE)
+        return metrics

@@ -7,16 +7,16 @@ cannot be parsed, or has another size says nothing, and the file must be read. A
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import orjson
 
+from jarvis_collector.files import write_file
 from jarvis_collector.layout import sidecar_path
 from jarvis_collector.record import timestamp_of, timestamp_range
 
-__all__ = ["EVER", "Range", "range_of", "read_sidecar", "sync_directory", "widened", "write_sidecar"]
+__all__ = ["EVER", "Range", "range_of", "read_sidecar", "widened", "write_sidecar"]
 
 Range = tuple[bytes, bytes] | None
 """The earliest and the latest timestamp; None where there are no lines."""
@@ -64,24 +64,4 @@ def write_sidecar(path: Path, size: int, range_: Range) -> None:
     if range_ is None:
         return
     content = {"size": size, "earliest": range_[0].decode(), "latest": range_[1].decode()}
-    target = sidecar_path(path)
-    temporary = target.with_suffix(".tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
-    with os.fdopen(fd, "wb") as file:
-        file.write(orjson.dumps(content) + b"\n")
-        file.flush()
-        os.fsync(fd)
-    temporary.replace(target)
-
-
-def sync_directory(path: Path) -> None:
-    """Makes sure that the names in a directory are on the disk.
-
-    Raises:
-        OSError: They may not be.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    write_file(sidecar_path(path), orjson.dumps(content) + b"\n")

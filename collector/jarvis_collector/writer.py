@@ -6,7 +6,6 @@ closed file stands its `sidecar`.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import queue
 import threading
@@ -18,8 +17,10 @@ from pathlib import Path
 
 from jarvis_collector.components import ComponentFiles
 from jarvis_collector.config import CollectorError
+from jarvis_collector.files import sync_directory
 from jarvis_collector.layout import LOGS_STREAM, STREAMS, day_name, day_of, day_path, sidecar_path
-from jarvis_collector.sidecar import Range, read_sidecar, sync_directory, widened, write_sidecar
+from jarvis_collector.locking import HeldError, take_lock
+from jarvis_collector.sidecar import Range, read_sidecar, widened, write_sidecar
 from jarvis_collector.torn import end_torn_line, is_in_place
 
 __all__ = ["DayFile", "Write", "Writer", "locked"]
@@ -54,6 +55,13 @@ class Writer:
         settle: Called in the writer's thread with all the writes of one commit, once their fate is known.
         clock: Nanoseconds since 1970.
         components: Whether each service's records are written once more, see `components`.
+
+    Attributes:
+        components: The files of the services.
+        problem: Why the last commit could not be written; None where all is well.
+        commits, failures: Groups of lines that were written and synced, and that could not be.
+        bytes_written: Bytes of the former.
+        sync_seconds, sync_seconds_max: How long fsync took, in all and at most.
     """
 
     def __init__(
@@ -239,21 +247,14 @@ def locked(log_dir: Path) -> Iterator[None]:
     """
     try:
         log_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
-        fd = os.open(log_dir / ".collector.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        fd = take_lock(log_dir / ".collector.lock")
+    except HeldError as error:
+        raise CollectorError(
+            f"another collector (pid {error.pid}) writes in {log_dir}; stop it or choose another --dir"
+        ) from None
     except OSError as error:
         raise CollectorError(f"cannot write in {log_dir}: {error.strerror or error}") from None
     try:
-        try:
-            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            owner = os.pread(fd, 20, 0).decode("ascii", "replace").strip()
-            raise CollectorError(
-                f"another collector (pid {owner or 'unknown'}) writes in {log_dir}; stop it or choose another --dir"
-            ) from None
-        with suppress(OSError):
-            # only who is asked about it needs the number; on a full disk the collector starts, and answers 503
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(fd)

@@ -9,10 +9,15 @@ from typing import Any
 
 import orjson
 
-__all__ = ["GENESIS", "AuditEntry", "entries", "line_hash", "verify"]
+from jarvis_flags.overrides import OverrideError, override_of
+
+__all__ = ["GENESIS", "AuditEntry", "Chain", "entries", "line_hash", "verify"]
 
 GENESIS = "0" * 64
 """What the first entry carries in the place of a hash."""
+
+
+_TEXTS = ("at", "who", "via", "action", "flag", "reason", "outcome", "detail", "prev", "request")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +83,60 @@ def entries(lines: Iterable[bytes]) -> Iterator[AuditEntry]:
     """The entries of the audit; lines that are none are passed over (`verify` names them)."""
     for line in lines:
         try:
-            yield AuditEntry(**orjson.loads(line))
-        except (orjson.JSONDecodeError, TypeError):
+            entry = AuditEntry(**orjson.loads(line))
+            _check(entry)
+        except (orjson.JSONDecodeError, TypeError, OverrideError):
             continue
+        yield entry
+
+
+def _check(entry: AuditEntry) -> None:
+    """Raises where a line that somebody edited has other values than readers of the audit count on."""
+    if type(entry.revision) is not int or not all(isinstance(getattr(entry, name), str) for name in _TEXTS):
+        raise TypeError
+    for values in (entry.old, entry.new):
+        if values is not None and not isinstance(values, Mapping):
+            raise TypeError
+        if values is not None and entry.outcome != "written":
+            override_of(entry.flag, values)
+
+
+class Chain:
+    """Follows the hashes and revisions of an audit, line by line.
+
+    Attributes:
+        lines: So many lines were followed.
+        entries: So many of them are entries.
+    """
+
+    def __init__(self) -> None:
+        self.lines = 0
+        self.entries = 0
+        self._expected, self._revision = GENESIS, 0
+
+    def follow(self, lines: Iterable[bytes]) -> Iterator[str]:
+        """What is wrong with the lines that come next, a sentence for each place; nothing where the chain is whole.
+
+        Args:
+            lines: The lines, oldest first.
+        """
+        for line in lines:
+            self.lines += 1
+            entry = next(entries([line]), None)
+            if entry is None:
+                yield f"line {self.lines} is no entry"
+            else:
+                self.entries += 1
+                yield from self._faults(entry)
+            self._expected = line_hash(line)
+
+    def _faults(self, entry: AuditEntry) -> Iterator[str]:
+        if entry.prev != self._expected:
+            yield f"line {self.lines} does not follow the line before it: something was edited, cut or rewritten there"
+        if entry.outcome == "applied":
+            if entry.revision != self._revision + 1:
+                yield f"line {self.lines} has revision {entry.revision}, want {self._revision + 1}"
+            self._revision = entry.revision
 
 
 def verify(lines: Iterable[bytes]) -> Iterator[str]:
@@ -89,18 +145,4 @@ def verify(lines: Iterable[bytes]) -> Iterator[str]:
     Args:
         lines: The lines of the audit, oldest first.
     """
-    expected, revision = GENESIS, 0
-    for number, line in enumerate(lines, 1):
-        try:
-            entry = AuditEntry(**orjson.loads(line))
-        except (orjson.JSONDecodeError, TypeError):
-            yield f"line {number} is no entry"
-            expected = line_hash(line)
-            continue
-        if entry.prev != expected:
-            yield f"line {number} does not follow the line before it: something was edited, cut or rewritten there"
-        if entry.outcome == "applied":
-            if entry.revision != revision + 1:
-                yield f"line {number} has revision {entry.revision}, want {revision + 1}"
-            revision = entry.revision
-        expected = line_hash(line)
+    return Chain().follow(lines)

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from jarvis_flags.overrides import write_file
+from jarvis_flags.files import write_file
 from jarvis_flags.snapshot import Snapshot
 from jarvis_flags.source import Change, FileSource
 from jarvis_flags.tree import plain

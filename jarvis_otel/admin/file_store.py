@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 import orjson
 
+from jarvis_flags.files import make_directory, write_file
 from jarvis_flags.locking import held
 from jarvis_flags.overrides import (
     AUDIT_FILE,
@@ -19,9 +20,7 @@ from jarvis_flags.overrides import (
     Override,
     OverrideError,
     OverrideSet,
-    make_directory,
     read_overrides,
-    write_file,
 )
 from jarvis_flags.source import process_start
 from jarvis_otel.admin.audit import GENESIS, AuditEntry, entries, line_hash

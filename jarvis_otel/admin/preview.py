@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from jarvis_flags.evaluate import result_name
 from jarvis_flags.model import EvaluationContext
 from jarvis_flags.overrides import Override, OverrideSet
+from jarvis_flags.request import result_name
 from jarvis_flags.snapshot import Snapshot
 
 __all__ = ["Moves", "moves", "sample_users", "with_override"]

@@ -13,20 +13,26 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 from jarvis_flags.buckets import threshold
 from jarvis_flags.evaluate import read_pin
-from jarvis_flags.hints import did_you_mean
 from jarvis_flags.model import FlagDefinition, RolloutRule
 from jarvis_flags.overrides import Override, OverrideSet
 from jarvis_flags.parse import pin_name
 from jarvis_flags.source import FileSource, FlagSource, MemorySource
-from jarvis_otel.admin.audit import AuditEntry
+from jarvis_otel.admin.audit import AuditEntry, entries
 from jarvis_otel.admin.author import Author, Role, storable
 from jarvis_otel.admin.file_edits import FileEdits
 from jarvis_otel.admin.outcome import Outcome, OutcomeKind
-from jarvis_otel.admin.states import FlagState, flag_state, moment, override_words, state_version
+from jarvis_otel.admin.states import (
+    FlagState,
+    flag_state,
+    moment,
+    override_words,
+    state_version,
+    unknown_flag_words,
+)
 from jarvis_otel.admin.store import Edit, FlagStore, Note, SeenProcess, StoreError
 
 __all__ = ["ApprovalRequest", "FlagAdmin"]
@@ -131,16 +137,30 @@ class FlagAdmin:
         """
         return [entry for entry in self._store.history() if flag_id is None or entry.flag == flag_id]
 
+    def set_at(self, flag_id: str, revision: int) -> Override | None:
+        """What was set for a flag at a revision and has not lapsed since; None where the file decided.
+
+        Args:
+            flag_id: The flag.
+            revision: As the history names it.
+        """
+        then: Mapping[str, Any] | None = None
+        for entry in self.history(flag_id):
+            if entry.outcome == "applied" and entry.revision <= revision:
+                then = entry.new
+        override = None if then is None else Override.from_dict(then)
+        lapsed = override is not None and override.expires_at is not None and override.expires_at <= time.time()
+        return None if lapsed else override
+
     def requests(self) -> list[ApprovalRequest]:
         """The changes that wait for the approval of further people, oldest first."""
         waiting: dict[str, ApprovalRequest] = {}
-        for entry in self._store.history():
+        now = time.time()
+        for entry in entries(_from_first_request(self._store.lines(), now)):
             if entry.outcome == "requested":
-                asked = datetime.fromisoformat(entry.at).timestamp()
                 flag = self._source.snapshot.definitions.get(entry.flag)
-                waiting[entry.id] = ApprovalRequest(
-                    entry.id, entry, (entry.who,), 1 if flag is None else flag.approvals, asked + APPROVAL_LASTS_S
-                )
+                wanted = 1 if flag is None else flag.approvals
+                waiting[entry.id] = ApprovalRequest(entry.id, entry, (entry.who,), wanted, _lapses_at(entry))
             elif entry.outcome == "approved" and entry.request in waiting:
                 request = waiting[entry.request]
                 waiting[entry.request] = replace(request, people=_with(request.people, entry.who))
@@ -149,7 +169,6 @@ class FlagAdmin:
             elif entry.outcome in ("applied", "written"):
                 # a flag that changed since is not the flag that somebody asked about
                 waiting = {key: request for key, request in waiting.items() if request.entry.flag != entry.flag}
-        now = time.time()
         return [request for request in waiting.values() if request.lapses_at > now]
 
     # --- changing ---
@@ -325,14 +344,8 @@ class FlagAdmin:
         if not 0 <= revision <= newest:
             why = f"{flag_id}: there is no revision {revision}; want 0 to {newest}, as the history shows them"
             return self._refuse("revert", flag_id, author, why, OutcomeKind.INVALID)
-        then: Mapping[str, object] | None = None
-        for entry in self.history(flag_id):
-            if entry.outcome == "applied" and entry.revision <= revision:
-                then = entry.new
-        override = None if then is None else Override.from_dict(then)
-        if override is not None and override.expires_at is not None and override.expires_at <= time.time():
-            override = None  # it would have lapsed by now
-        return self._restore("revert", flag_id, author, override, confirmed=confirmed, expected=expected)
+        then = self.set_at(flag_id, revision)
+        return self._restore("revert", flag_id, author, then, confirmed=confirmed, expected=expected)
 
     @_answers
     def panic(self, author: Author) -> Outcome:
@@ -475,7 +488,7 @@ class FlagAdmin:
             if fields:
                 set_flag_fields(file, flag_id, fields)
         except (ValueError, OSError) as error:
-            return self._refuse("promote", flag_id, author, str(error), OutcomeKind.INVALID)
+            return self._refuse("promote", flag_id, author, _not_written_words(error), OutcomeKind.INVALID)
         self._source.reload()
         made = self._edits().note(author, "promote")
         if self._source.settings.store != "files":
@@ -512,9 +525,8 @@ class FlagAdmin:
         try:
             add_flag(file, definition)
         except (ValueError, OSError) as error:
-            return self._refuse(
-                "create", definition.id, author, f"{definition.id} was not created: {error}", OutcomeKind.INVALID
-            )
+            why = f"{definition.id} was not created: {_not_written_words(error)}"
+            return self._refuse("create", definition.id, author, why, OutcomeKind.INVALID)
         self._source.reload()
         made = self._edits().note(author, "create")
         return Outcome(OutcomeKind.APPLIED, f"{definition.id} was written into {file}", tuple(made))
@@ -697,9 +709,8 @@ class FlagAdmin:
         return Outcome(kind, why)
 
     def _not_found(self, action: str, flag_id: str, author: Author) -> Outcome:
-        snapshot = self._source.snapshot
-        hint = did_you_mean(flag_id, [*snapshot.definitions, *snapshot.bad], "; jarvis flags list shows them")
-        return self._refuse(action, flag_id, author, f"no flag {flag_id!r}{hint}", OutcomeKind.NOT_FOUND)
+        why = unknown_flag_words(self._source.snapshot, flag_id, "; jarvis flags list shows them")
+        return self._refuse(action, flag_id, author, why, OutcomeKind.NOT_FOUND)
 
     def _no_request(self, request_id: str) -> Outcome:
         return Outcome(
@@ -788,6 +799,32 @@ class FlagAdmin:
 
 
 _NOT_FOR_VIEWERS = "viewers look at flags and change none"
+_REQUESTED = b'"outcome":"requested"'
+"""As AuditEntry.to_line writes it; in a text its quotes would be escaped."""
+
+
+def _from_first_request(lines: Sequence[bytes], now: float) -> Sequence[bytes]:
+    """The lines of the audit from the first request on that has not lapsed: what stands before it answers none.
+
+    Pages ask often, an audit may be long, and only lines with a request have to be read to know where to begin.
+    """
+    for number, line in enumerate(lines):
+        entry = next(entries([line]), None) if _REQUESTED in line else None
+        if entry is not None and entry.outcome == "requested" and _lapses_at(entry) > now:
+            return lines[number:]
+    return ()
+
+
+def _lapses_at(request: AuditEntry) -> float:
+    return datetime.fromisoformat(request.at).timestamp() + APPROVAL_LASTS_S
+
+
+def _not_written_words(error: ValueError | OSError) -> str:
+    """Why a flag file was not written; what the system says of it names the file last, and a number first."""
+    if isinstance(error, OSError):
+        cure = "make room for it, or name another file by flags_file"
+        return f"{error.filename}: cannot be written: {error.strerror}; {cure}"
+    return str(error)
 
 
 def _with(people: tuple[str, ...], who: str) -> tuple[str, ...]:

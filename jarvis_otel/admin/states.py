@@ -10,10 +10,11 @@ from typing import Any
 
 import orjson
 
-from jarvis_flags.evaluate import CALLERS_DEFAULT
+from jarvis_flags.hints import did_you_mean
 from jarvis_flags.model import FlagDefinition, RolloutRule
 from jarvis_flags.overrides import Override
 from jarvis_flags.parse import pin_name
+from jarvis_flags.request import CALLERS_DEFAULT
 from jarvis_flags.snapshot import Snapshot
 from jarvis_flags.tree import plain
 from jarvis_otel.admin.audit import AuditEntry
@@ -22,6 +23,7 @@ __all__ = [
     "FlagState",
     "announcement",
     "change_words",
+    "flag_ids",
     "flag_state",
     "flag_states",
     "limit",
@@ -29,6 +31,7 @@ __all__ = [
     "override_words",
     "rule_words",
     "state_version",
+    "unknown_flag_words",
 ]
 
 _OPERATORS = {
@@ -166,8 +169,23 @@ def flag_state(snapshot: Snapshot, flag_id: str) -> FlagState | None:
 
 def flag_states(snapshot: Snapshot) -> list[FlagState]:
     """All flags, in the file's order; those that cannot be used come last."""
-    ids = [*snapshot.definitions, *(flag_id for flag_id in snapshot.bad if flag_id not in snapshot.definitions)]
-    return [state for flag_id in ids if (state := flag_state(snapshot, flag_id)) is not None]
+    return [state for flag_id in flag_ids(snapshot) if (state := flag_state(snapshot, flag_id)) is not None]
+
+
+def flag_ids(snapshot: Snapshot) -> list[str]:
+    """The ids of all flags, in the file's order; those that cannot be used come last."""
+    return list(dict.fromkeys((*snapshot.definitions, *snapshot.bad)))
+
+
+def unknown_flag_words(snapshot: Snapshot, flag_id: str, otherwise: str = "") -> str:
+    """What is said of an id that no flag has.
+
+    Args:
+        snapshot: All flags.
+        flag_id: The id.
+        otherwise: What follows where no flag's id is near it; else that one does.
+    """
+    return f"no flag {flag_id!r}{did_you_mean(flag_id, flag_ids(snapshot), otherwise)}"
 
 
 def limit(snapshot: Snapshot, flag_id: str) -> float | None:
@@ -213,7 +231,7 @@ def rule_words(rule: RolloutRule) -> str:
 def change_words(entry: AuditEntry) -> str:
     """What an entry of the audit says of the flag, in a few words."""
     if entry.action == "login":
-        return entry.outcome
+        return f"{entry.outcome}; {entry.detail}" if entry.detail else entry.outcome
     if entry.outcome == "refused":
         return f"refused: {entry.detail}"
     if entry.outcome == "written":

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from jarvis_flags.overrides import make_directory, write_file
+from jarvis_flags.files import make_directory, write_file
 
 __all__ = ["DIRECTORY", "LOCK_FILE", "read_state", "read_status", "write_state", "write_status"]
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-from jarvis_flags.overrides import make_directory
+from jarvis_flags.files import make_directory
 
 __all__ = ["FileTurn", "Turn"]
 

@@ -8,16 +8,15 @@ import signal
 import sys
 import threading
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import orjson
-
-from jarvis_otel.settings import Settings
-from jarvis_otel.terminal import printable
+from jarvis_otel.cli.command import load_settings, print_json
+from jarvis_otel.terminal import DONE, NO, WRONG, printable
 
 if TYPE_CHECKING:
     from jarvis_otel.alerts.alert import Message
     from jarvis_otel.alerts.sinks import Result, Sink
+    from jarvis_otel.settings import Settings
 
 __all__ = ["add_parser"]
 
@@ -49,11 +48,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     """Runs alerts or tests them; 0 done, 1 a receiver did not take the test, 2 nothing to do."""
-    settings = Settings.load()
-    for problem in settings.problems:
-        print(f"jarvis: {printable(problem)}", file=sys.stderr)
-    if settings.problems:
-        return 2
+    settings = load_settings()
+    if settings is None:
+        return WRONG
     return _test(settings, args.format) if args.test else _serve(settings)
 
 
@@ -63,7 +60,7 @@ def _serve(settings: Settings) -> int:
 
     if why := why_silent(settings):
         print(f"jarvis alerts: {why}", file=sys.stderr)
-        return 2
+        return WRONG
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
@@ -72,7 +69,7 @@ def _serve(settings: Settings) -> int:
         open_front(settings, "jarvis-alerts", ends)
         print(f"jarvis alerts: telling of {', '.join(sorted(settings.alerts.kinds))}", file=sys.stderr, flush=True)
         stopping.wait()
-    return 0
+    return DONE
 
 
 def _test(settings: Settings, form: str) -> int:
@@ -84,20 +81,19 @@ def _test(settings: Settings, form: str) -> int:
     for problem in problems:
         print(f"jarvis alerts: {problem}", file=sys.stderr)
     if not sinks:
-        return 2
+        return WRONG
     results = [(sink, _tried(sink, _test_message())) for sink in sinks]
     if form == "json":
-        found: list[dict[str, Any]] = [
-            {"sink": sink.name, "fate": str(result.fate), "problem": result.problem} for sink, result in results
-        ]
-        print(orjson.dumps(found, option=orjson.OPT_INDENT_2).decode())
+        print_json(
+            [{"sink": sink.name, "fate": str(result.fate), "problem": result.problem} for sink, result in results]
+        )
     else:
         for sink, result in results:
             because = f": {result.problem}" if result.problem else ""
             print(printable(f"{sink.name}: {result.fate}{because}"))
     if not settings.alerts.kinds:
         print("jarvis alerts: nothing else is told: alerts names no kind", file=sys.stderr)
-    return 0 if not problems and all(result.fate is Fate.DELIVERED for _, result in results) else 1
+    return DONE if not problems and all(result.fate is Fate.DELIVERED for _, result in results) else NO
 
 
 def _tried(sink: Sink, message: Message) -> Result:

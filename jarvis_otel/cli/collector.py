@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from jarvis_collector.config import CollectorConfig, CollectorError, Indexer, is_loopback
+from jarvis_collector.config import CollectorConfig, CollectorError, Indexer, is_loopback, reachable_url
 from jarvis_collector.own_log import OwnLog
-from jarvis_otel.otlp_client import OtlpClient
+from jarvis_otel.cli.command import load_settings, missing_package, tcp_port
 from jarvis_otel.otlp_settings import DEFAULT_ENDPOINT
 from jarvis_otel.pipeline import Pipeline
 from jarvis_otel.settings import Settings
+from jarvis_otel.terminal import DONE, WRONG
 from jarvis_otel.version import __version__
 
 __all__ = ["add_parser"]
@@ -29,12 +30,11 @@ writes JSON lines to jarvis-YYYY-MM-DD.jsonl, traces-... and metrics-...; a requ
 records are on the disk. GET /healthz and /metrics tell how it is. SIGTERM and Ctrl-C end it, with nothing lost that was
 accepted; SIGHUP reads the settings again (collector_*, retention_* and loki_* in config/jarvis.yaml).
 """
-_MISSING = {
+_PACKAGES = {
     "httptools": "httptools",
     "google": "protobuf",
     "opentelemetry": "opentelemetry-proto",
 }
-_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - to be reached from here
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -46,16 +46,20 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--dir", type=Path, metavar="DIR", help="where to write (default: JARVIS_LOG_DIR, logs)")
+    parser.add_argument("--dir", type=Path, metavar="DIR", help="where to write (default: log_dir, logs)")
     parser.add_argument(
-        "--host", help="address to listen on (default: 127.0.0.1); others than this machine's own loopback need a token"
+        "--host",
+        help="address to listen on (default: collector_host, 127.0.0.1); others than this machine's own loopback need "
+        "a token",
     )
-    parser.add_argument("--port", type=_port, help="TCP port of OTLP/HTTP, 0 takes a free one (default: 4318)")
+    parser.add_argument(
+        "--port", type=tcp_port, help="TCP port of OTLP/HTTP, 0 takes a free one (default: collector_port, 4318)"
+    )
     parser.add_argument(
         "--grpc-port",
         type=_grpc_port,
         metavar="PORT|off",
-        help="TCP port of OTLP/gRPC, 0 takes a free one (default: 4317 if it is free)",
+        help="TCP port of OTLP/gRPC, 0 takes a free one (default: collector_grpc_port, 4317 if it is free)",
     )
     parser.add_argument("--port-file", type=Path, metavar="FILE", help="write the port of HTTP there once it listens")
     parser.add_argument("--insecure-no-auth", action="store_true", help="let others send without a token")
@@ -74,11 +78,9 @@ def run(args: argparse.Namespace) -> int:
     """Runs the collector; 0 when it was told to stop, 2 when it could not start."""
     if args.new_token:
         return _print_token()
-    settings = Settings.load()
-    if settings.problems:
-        for problem in settings.problems:
-            print(f"jarvis: {problem}", file=sys.stderr)
-        return 2
+    settings = load_settings()
+    if settings is None:
+        return WRONG
     with ExitStack() as ends:
         own_log = _own_log(settings, ends)
         try:
@@ -88,18 +90,15 @@ def run(args: argparse.Namespace) -> int:
                 _collect(args, settings, own_log, ends)
         except CollectorError as error:
             print(f"jarvis collector: {error}", file=sys.stderr)
-            return 2
-    return 0
+            return WRONG
+    return DONE
 
 
 def _collect(args: argparse.Namespace, settings: Settings, own_log: OwnLog, ends: ExitStack) -> None:
     try:
         from jarvis_collector import server  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        missing = _MISSING.get((error.name or "").partition(".")[0])
-        if missing is None:
-            raise
-        raise CollectorError(f"{missing} is missing: pip install 'jarvis-otel[collector]'") from None
+        raise CollectorError(missing_package(error, _PACKAGES, "collector")) from None
     config = _config(args, settings)
 
     def ready(port: int) -> None:
@@ -200,7 +199,7 @@ def _print_token() -> int:
         '"Authorization=Bearer <token>". The second line belongs into config/jarvis.yaml.',
         file=sys.stderr,
     )
-    return 0
+    return DONE
 
 
 def _is_meant(settings: Settings, port: int) -> bool:
@@ -222,10 +221,8 @@ def _adopter(settings: Settings, config: CollectorConfig, port: int) -> tuple[Pi
         if not Access(config).is_allowed(target.headers.get("authorization")):
             return None, "OTEL_EXPORTER_OTLP_HEADERS has none of this collector's tokens (Authorization=Bearer <token>)"
     if settings.otlp_endpoint == DEFAULT_ENDPOINT:
-        host = _WILDCARDS.get(config.host, config.host)
-        target = replace(target, url=f"http://{f'[{host}]' if ':' in host else host}:{port}/v1/logs")
-    endpoint = target.url.removesuffix("/v1/logs")
-    return Pipeline(endpoint, {}, quiet=True, spool_dir=settings.spool_dir, connect=lambda: OtlpClient(target)), ""
+        target = replace(target, url=f"{reachable_url(config.host, port)}/v1/logs")
+    return Pipeline(target, {}, quiet=True, spool_dir=settings.spool_dir), ""
 
 
 def _write_port(path: Path | None, port: int) -> None:
@@ -242,15 +239,5 @@ def _write_port(path: Path | None, port: int) -> None:
 _OFF = -1
 
 
-def _port(text: str) -> int:
-    try:
-        port = int(text)
-    except ValueError:
-        port = -1
-    if not 0 <= port <= 65535:
-        raise argparse.ArgumentTypeError(f"got {text!r}, want a number from 0 to 65535")
-    return port
-
-
 def _grpc_port(text: str) -> int:
-    return _OFF if text.lower() == "off" else _port(text)
+    return _OFF if text.lower() == "off" else tcp_port(text)

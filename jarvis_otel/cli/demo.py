@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
-from jarvis_otel.terminal import Paint, wants_color
+from jarvis_otel.terminal import DONE, NO, WRONG, Paint, wants_color
 
 __all__ = ["add_parser"]
 
@@ -77,15 +77,15 @@ def run(args: argparse.Namespace) -> int:  # noqa: ARG001
             _Demo(home, example, children).run()
     except _RefusedError as error:
         print(f"jarvis demo: {error}", file=sys.stderr)
-        return 2
+        return WRONG
     except BrokenPipeError:
         raise  # whoever read us has seen enough: `main` knows what to do
     except (_DemoError, OSError) as error:
         print(f"jarvis demo: {error}", file=sys.stderr)
-        return 1
+        return NO
     except _SignalledError as stop:
         return 128 + int(stop.args[0])
-    return 0
+    return DONE
 
 
 def _example() -> Path:

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-import orjson
-
+from jarvis_otel.cli.command import print_json
 from jarvis_otel.settings import Settings
-from jarvis_otel.terminal import Paint, printable, wants_color
+from jarvis_otel.terminal import DONE, NO, Paint, printable, wants_color
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -77,15 +76,14 @@ def run(args: argparse.Namespace) -> int:
         findings.append(_ship(settings, args.timeout))
     findings += [*_spool(settings), *_logs(settings), *_alerts(settings)]
     if args.format == "json":
-        sys.stdout.write(orjson.dumps([finding._asdict() for finding in findings], option=orjson.OPT_INDENT_2).decode())
-        print()
+        print_json([finding._asdict() for finding in findings])
     else:
         paint = Paint(color=wants_color(sys.stdout))
         for finding in findings:
             mark, color = _MARKS[finding.state]
             cure = f"; {finding.cure}" if finding.cure else ""
             print(f"{paint(mark, color)} {finding.what:<9}  {printable(finding.text + cure)}")
-    return 0 if all(finding.state != "problem" for finding in findings) else 1
+    return DONE if all(finding.state != "problem" for finding in findings) else NO
 
 
 def _settings(settings: Settings) -> Iterator[Finding]:

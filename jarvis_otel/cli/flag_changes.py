@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,12 +13,17 @@ from jarvis_flags.model import FlagDefinition, RolloutRule
 from jarvis_otel.admin.author import Author
 from jarvis_otel.admin.outcome import Outcome, OutcomeKind
 from jarvis_otel.admin.states import change_words, moment
-from jarvis_otel.cli.flag_session import DONE, NO, WRONG, FlagSession, add_command, author_of, print_json
-from jarvis_otel.terminal import printable, table
+from jarvis_otel.cli.command import print_json
+from jarvis_otel.cli.flag_session import FlagSession, add_command, author_of
+from jarvis_otel.query.times import parse_length
+from jarvis_otel.terminal import DONE, NO, WRONG, printable, table
 
 __all__ = ["add_change_parsers"]
 
 _FLAG, _LASTS = "flag", "lasts"
+_TURN_ON = ("enable", "toggle", "rollout", "reset", "revert")
+_YES = "confirms turning on a dangerous flag"
+_YES_UNUSED = "taken as elsewhere; this asks for no confirmation"
 _TURN_OFF = ("disable", "toggle", "rollout", "reset", "revert", "panic")
 _NO_KINDS = (OutcomeKind.NOT_FOUND, OutcomeKind.REFUSED, OutcomeKind.CONFLICT, OutcomeKind.NEEDS_APPROVAL)
 
@@ -56,7 +60,7 @@ def add_change_parsers(parts: argparse._SubParsersAction[Any]) -> None:
             turns_off=name in _TURN_OFF,
         )
         if _FLAG in wants:
-            parser.add_argument("flag", metavar="FLAG")
+            parser.add_argument("flag", metavar="FLAG", help="its id")
         if "request" in wants:
             parser.add_argument("request", metavar="ID", help="as `jarvis flags approvals` lists it")
         if name == "rollout":
@@ -76,16 +80,22 @@ def add_change_parsers(parts: argparse._SubParsersAction[Any]) -> None:
             parser.add_argument("--variant", metavar="V", help="the variant that everyone gets")
         parser.add_argument("--reason", metavar="TEXT", default="", help="why; goes to the audit")
         parser.add_argument("--by", metavar="WHO", help="who (default: the system's user and host)")
-        parser.add_argument("--yes", action="store_true", help="confirms turning on a dangerous flag")
+        parser.add_argument("--yes", action="store_true", help=_YES if name in _TURN_ON else _YES_UNUSED)
 
     summary = "the changes that wait for another person"
     add_command(parts, "approvals", summary, "jarvis flags approvals", _approvals, needs_flags=False)
 
     example = "jarvis flags create NEW_UI --name 'New UI' --owner ui-team --rollout 10"
     create = add_command(parts, "create", "write a new flag into the flag file", example, _create, needs_flags=False)
-    create.add_argument("flag", metavar="FLAG")
-    for field in ("name", "description", "category", "owner", "expires-at"):
-        create.add_argument(f"--{field}", metavar="TEXT", help=f"its {field.replace('-', ' ')}")
+    create.add_argument("flag", metavar="FLAG", help="its id")
+    for field, meaning in (
+        ("name", "what people call it"),
+        ("description", "what it does"),
+        ("category", "what it is listed under (default: general)"),
+        ("owner", "the team or person that answers for it"),
+        ("expires-at", "the date or time after which it should be gone"),
+    ):
+        create.add_argument(f"--{field}", metavar="TEXT", help=meaning)
     create.add_argument("--services", metavar="A,B", help="services whose records list it")
     create.add_argument("--rollout", metavar="PCT", type=_percent, help="on for this percentage of users")
     create.add_argument("--enabled", action="store_true", help="on for everyone")
@@ -251,10 +261,10 @@ def _create(flags: FlagSession, args: argparse.Namespace) -> int:
 
 
 def _duration(text: str) -> float:
-    found = re.fullmatch(r"(\d{1,6})([smhd])", text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"got {text!r}, want a time such as 30m, 2h or 1d")
-    return int(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+    try:
+        return parse_length(text).total_seconds()
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _revision(text: str) -> int:

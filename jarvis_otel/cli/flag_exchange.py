@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 
 from jarvis_flags.buckets import FLAGD_HASHES
+from jarvis_flags.files import write_file
 from jarvis_flags.flagd import Refusal, export_flagd, import_flagd
-from jarvis_flags.overrides import write_file
 from jarvis_flags.tree import TreeError, load_tree, plain
-from jarvis_otel.cli.flag_session import DONE, WRONG, FlagSession, add_command
-from jarvis_otel.terminal import printable
+from jarvis_otel.cli.flag_session import FlagSession, add_command
+from jarvis_otel.terminal import DONE, WRONG, printable
 
 __all__ = ["add_flagd_parsers"]
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jarvis_flags.hints import did_you_mean
-from jarvis_otel.cli.flag_session import DONE, NO, WRONG, FlagSession, add_command, print_json
-from jarvis_otel.terminal import printable, table
+from jarvis_otel.cli.command import print_json
+from jarvis_otel.cli.flag_session import FlagSession, add_command
+from jarvis_otel.terminal import DONE, NO, WRONG, printable, table
 
 if TYPE_CHECKING:
     from jarvis_otel.query.impact import Impact, VariantImpact
     from jarvis_otel.query.log_query import LogQuery
-    from jarvis_otel.query.times import Interval
 
 __all__ = ["add_impact_parser"]
 
@@ -56,9 +56,8 @@ def _impact(flags: FlagSession, args: argparse.Namespace) -> int:
     try:
         interval = resolve_interval(args.since, args.until, datetime.now(UTC))
         logs, where = _source(flags, args)
-        named = [f"{word} {end.astimezone().isoformat(' ')}" for word, end in _ends(interval) if end]
-        if named:
-            _talk(" ".join(named))
+        if words := interval.in_words():
+            _talk(words)
         with Progress(lambda: f"jarvis flags impact: reading {where}"):
             impact = logs.flag_impact(
                 args.flag,
@@ -108,10 +107,6 @@ def _source(flags: FlagSession, args: argparse.Namespace) -> tuple[LogQuery, str
         _talk(note)
     _talk("Loki has no spans: latency is that of records alone")
     return LogQuery(loki=target), f"Loki at {target.url}"
-
-
-def _ends(interval: Interval) -> tuple[tuple[str, datetime | None], ...]:
-    return ("from", interval.since), ("to", interval.until)
 
 
 def _report(impact: Impact) -> Iterator[str]:

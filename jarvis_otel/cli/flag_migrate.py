@@ -12,7 +12,9 @@ from jarvis_flags.overrides import OverrideSet
 from jarvis_otel.admin.audit import verify
 from jarvis_otel.admin.file_store import FileStore
 from jarvis_otel.admin.store import StoreError
-from jarvis_otel.cli.flag_session import DONE, NO, FlagSession, add_command, print_json
+from jarvis_otel.cli.command import print_json
+from jarvis_otel.cli.flag_session import FlagSession, add_command
+from jarvis_otel.terminal import DONE, NO
 
 __all__ = ["add_migrate_parser"]
 

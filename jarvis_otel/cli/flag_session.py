@@ -10,20 +10,16 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import orjson
-
 from jarvis_flags.snapshot import Snapshot
-from jarvis_flags.tree import load_tree, plain
 from jarvis_otel.admin.audit import AuditEntry
 from jarvis_otel.admin.author import Author, Role
 from jarvis_otel.admin.opening import open_flags
 from jarvis_otel.admin.service import FlagAdmin
 from jarvis_otel.admin.store import StoreError
 from jarvis_otel.settings import Settings
+from jarvis_otel.terminal import DONE, WRONG, tell
 
-__all__ = ["DONE", "NO", "WRONG", "FlagSession", "Run", "add_command", "author_of", "print_json", "value_of"]
-
-DONE, NO, WRONG = 0, 1, 2
+__all__ = ["FlagSession", "Run", "add_command", "author_of"]
 
 
 class FlagSession:
@@ -87,7 +83,9 @@ def add_command(
     parser: argparse.ArgumentParser = parts.add_parser(
         name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=f"example: {example}"
     )
-    parser.add_argument("--format", choices=("human", "json"), default=default)
+    parser.add_argument(
+        "--format", choices=("human", "json"), default=default, help="how to print (default: %(default)s)"
+    )
     parser.set_defaults(func=lambda args: _run(run, args, needs_flags=needs_flags, turns_off=turns_off))
     return parser
 
@@ -95,7 +93,7 @@ def add_command(
 def _run(run: Run, args: argparse.Namespace, *, needs_flags: bool, turns_off: bool) -> int:
     settings = Settings.load()
     for problem in settings.problems:
-        print(f"jarvis: {problem}", file=sys.stderr)
+        tell(problem)
     if settings.problems and not turns_off:
         return WRONG
     # the commands say themselves what is wrong with the files, where it matters to them
@@ -112,14 +110,14 @@ def _run(run: Run, args: argparse.Namespace, *, needs_flags: bool, turns_off: bo
 def _run_in(flags: FlagSession, run: Run, args: argparse.Namespace, *, needs_flags: bool) -> int:
     if needs_flags:
         if (why := flags.unusable()) is not None:
-            print(f"jarvis: {why}", file=sys.stderr)
+            tell(why)
             return WRONG
         for found in flags.snapshot.problems:
-            print(f"jarvis: {found}", file=sys.stderr)
+            tell(str(found))
     try:
         status = run(flags, args)
     except StoreError as error:
-        print(f"jarvis: {error}", file=sys.stderr)
+        tell(str(error))
         return WRONG
     if flags.told:
         sys.stdout.flush()
@@ -145,12 +143,6 @@ def _announce(flags: FlagSession) -> None:
     pipeline.shutdown(1.0)
 
 
-def print_json(value: Any) -> None:
-    """Writes a value as JSON."""
-    sys.stdout.buffer.write(orjson.dumps(value, default=plain, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-    sys.stdout.buffer.flush()
-
-
 def author_of(flags: FlagSession, args: argparse.Namespace) -> Author:
     """Who changes something: as --by says, else the user and host of the system.
 
@@ -165,11 +157,3 @@ def author_of(flags: FlagSession, args: argparse.Namespace) -> Author:
         who = f"{user}@{socket.gethostname()}"
     only_off = "mend the settings first" if flags.settings.problems else ""
     return Author(who, "cli", args.reason, flags.settings.roles.get(who, Role.ADMIN), only_off)
-
-
-def value_of(text: str) -> Any:
-    """A value as YAML reads it: true, 5, text."""
-    try:
-        return plain(load_tree(text))
-    except ValueError:
-        return text

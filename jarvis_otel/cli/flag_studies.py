@@ -17,8 +17,10 @@ from jarvis_flags.snapshot import Snapshot, build_snapshot
 from jarvis_flags.tree import load_tree
 from jarvis_otel.admin.preview import moves, with_override
 from jarvis_otel.admin.stale import STALE_DAYS, last_changes, stale_reasons
-from jarvis_otel.cli.flag_session import DONE, NO, WRONG, FlagSession, add_command, print_json
-from jarvis_otel.terminal import printable, table
+from jarvis_otel.admin.states import unknown_flag_words
+from jarvis_otel.cli.command import print_json
+from jarvis_otel.cli.flag_session import FlagSession, add_command
+from jarvis_otel.terminal import DONE, NO, WRONG, printable, table, tell
 
 __all__ = ["add_study_parsers", "on_by_default"]
 
@@ -31,7 +33,7 @@ def add_study_parsers(parts: argparse._SubParsersAction[Any]) -> None:
     """Adds simulate and stale to `jarvis flags`."""
     example = "jarvis flags simulate NEW_UI --users 10000 --rollout 50"
     simulate = add_command(parts, "simulate", "who gets what, and who would move under a change", example, _simulate)
-    simulate.add_argument("flag", metavar="FLAG")
+    simulate.add_argument("flag", metavar="FLAG", help="its id")
     simulate.add_argument(
         "--users", metavar="FILE|N", required=True, help="a file with one id a line, or N for user0 to userN-1"
     )
@@ -44,7 +46,13 @@ def add_study_parsers(parts: argparse._SubParsersAction[Any]) -> None:
 
     stale = add_command(parts, "stale", "flags that have had their day", "jarvis flags stale --code src", _stale)
     stale.add_argument("--code", metavar="DIR", type=Path, help="also flags that no file in here names")
-    stale.add_argument("--days", metavar="N", type=int, default=STALE_DAYS, help=f"how long is long ({STALE_DAYS})")
+    stale.add_argument(
+        "--days",
+        metavar="N",
+        type=int,
+        default=STALE_DAYS,
+        help="after so many days the same for everyone, or without an evaluation (default: %(default)s)",
+    )
 
 
 # --- simulate ---
@@ -53,7 +61,7 @@ def add_study_parsers(parts: argparse._SubParsersAction[Any]) -> None:
 def _simulate(flags: FlagSession, args: argparse.Namespace) -> int:
     snapshot = flags.snapshot
     if args.flag not in snapshot.definitions and args.flag not in snapshot.bad:
-        print(f"jarvis: no flag {printable(args.flag)!r}; jarvis flags list shows them", file=sys.stderr)
+        tell(unknown_flag_words(snapshot, args.flag, "; jarvis flags list shows them"))
         return NO
     try:
         proposed = _proposed(flags, args)

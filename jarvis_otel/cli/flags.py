@@ -7,28 +7,35 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jarvis_flags.evaluate import CALLERS_DEFAULT, Evaluation
+from jarvis_flags.evaluate import Evaluation
 from jarvis_flags.hints import did_you_mean
 from jarvis_flags.model import EvaluationContext
-from jarvis_flags.tree import plain
+from jarvis_flags.request import CALLERS_DEFAULT
+from jarvis_flags.tree import plain, value_of
 from jarvis_otel.admin.audit import AuditEntry, verify
 from jarvis_otel.admin.states import change_words, flag_states
 from jarvis_otel.admin.store import StoreError
+from jarvis_otel.cli.command import print_json
 from jarvis_otel.cli.flag_changes import add_change_parsers
 from jarvis_otel.cli.flag_exchange import add_flagd_parsers
 from jarvis_otel.cli.flag_impact import add_impact_parser
 from jarvis_otel.cli.flag_migrate import add_migrate_parser
-from jarvis_otel.cli.flag_session import DONE, NO, WRONG, FlagSession, add_command, print_json, value_of
+from jarvis_otel.cli.flag_session import FlagSession, add_command
 from jarvis_otel.cli.flag_studies import add_study_parsers, on_by_default
 from jarvis_otel.secrets import find_secrets
-from jarvis_otel.terminal import printable, table
+from jarvis_otel.terminal import DONE, NO, WRONG, printable, table
 
 __all__ = ["add_parser"]
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Adds `flags` and its subcommands to the commands of `jarvis`."""
-    flags = commands.add_parser("flags", help="look at flags and change them", epilog="example: jarvis flags list")
+    flags = commands.add_parser(
+        "flags",
+        help="look at flags and change them",
+        description="Looks at flags, changes them, and studies what they do.",
+        epilog="example: jarvis flags list",
+    )
     parts = flags.add_subparsers(dest="flags_command", metavar="COMMAND", required=True)
 
     listed = add_command(parts, "list", "all flags with their state", "jarvis flags list --category trading", _list)
@@ -38,7 +45,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     show = add_command(
         parts, "show", "one flag: definition, state, what stands against it", "jarvis flags show DEXTER_ENABLED", _show
     )
-    show.add_argument("flag", metavar="FLAG")
+    show.add_argument("flag", metavar="FLAG", help="its id")
 
     evaluate = add_command(
         parts, "eval", "what a flag gives", "jarvis flags eval NEW_UI --user 42 --attr plan=pro", _eval, default="json"
@@ -47,7 +54,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         parts, "explain", "what a flag gives, step by step", "jarvis flags explain NEW_UI --user 42", _explain
     )
     for parser in (evaluate, explain):
-        parser.add_argument("flag", metavar="FLAG")
+        parser.add_argument("flag", metavar="FLAG", help="its id")
         parser.add_argument("--user", metavar="ID", help="the user")
         parser.add_argument("--env", metavar="ENV", help="the environment (default: as an application here would)")
         parser.add_argument("--attr", metavar="K=V", action="append", default=[], type=_attribute, help="an attribute")
@@ -61,7 +68,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
 
     example = "jarvis flags history DEXTER_ENABLED"
     history = add_command(parts, "history", "the changes of a flag, or of all", example, _history, needs_flags=False)
-    history.add_argument("flag", metavar="FLAG", nargs="?")
+    history.add_argument("flag", metavar="FLAG", nargs="?", help="its id; without one all of them")
 
     example = "jarvis flags audit --verify --logs"
     audit = add_command(parts, "audit", "the audit, and whether it is whole", example, _audit, needs_flags=False)

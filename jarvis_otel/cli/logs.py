@@ -9,8 +9,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from jarvis_otel.cli.command import load_settings
+from jarvis_otel.terminal import WRONG
+
 __all__ = ["add_parser"]
 
+_FORMAT = "how to print (default: %(default)s)"
 _TIMES = "ISO 8601, 14:25, -3h, '1 hour ago', yesterday"
 
 
@@ -19,6 +23,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     logs = commands.add_parser(
         "logs",
         help="query, tail, trace and reproduce from the log files",
+        description="Asks the log files, and keeps them in order.",
         epilog="example: jarvis logs query --level ERROR",
     )
     parts = logs.add_subparsers(dest="logs_command", metavar="COMMAND", required=True)
@@ -34,7 +39,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "--limit", metavar="N", default="100", help="the newest N (100); 0 is all, in the order of arrival"
     )
     query.add_argument("--page", metavar="P", default="1", help="2 is the --limit records before the newest, and so on")
-    query.add_argument("--format", choices=("human", "json", "jsonl", "csv"), default="human")
+    query.add_argument("--format", choices=("human", "json", "jsonl", "csv"), default="human", help=_FORMAT)
     _add_pager(query)
 
     tail = _add(
@@ -62,7 +67,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "jarvis logs trace trade-xyz789",
     )
     trace.add_argument("correlation_id", metavar="CORRELATION_ID", help="a correlation id or a trace id")
-    trace.add_argument("--format", choices=("human", "json"), default="human")
+    trace.add_argument("--format", choices=("human", "json"), default="human", help=_FORMAT)
     _add_pager(trace)
 
     errors = _add(
@@ -72,11 +77,16 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "jarvis logs errors --since '1 hour ago' --by flag",
     )
     _add_interval(errors)
-    errors.add_argument("--by", choices=("error.type", "service", "message", "flag"), default="error.type")
+    errors.add_argument(
+        "--by",
+        choices=("error.type", "service", "message", "flag"),
+        default="error.type",
+        help="what they are counted by (default: %(default)s)",
+    )
     errors.add_argument(
         "--collapse", action="store_true", help="with --by message: count those together that differ in numbers and ids"
     )
-    errors.add_argument("--format", choices=("human", "json"), default="human")
+    errors.add_argument("--format", choices=("human", "json"), default="human", help=_FORMAT)
     _add_pager(errors)
 
     stats = _add(
@@ -127,7 +137,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     sql.add_argument("sql", metavar="SELECT", help="one statement that only reads; context, flags and _meta are JSON")
     _add_interval(sql)
-    sql.add_argument("--format", choices=("human", "json", "jsonl", "csv"), default="human")
+    sql.add_argument("--format", choices=("human", "json", "jsonl", "csv"), default="human", help=_FORMAT)
     _add_pager(sql)
 
     reproduce = _add(
@@ -138,7 +148,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     reproduce.add_argument("correlation_id", metavar="CORRELATION_ID", help="a correlation id or a trace id")
     reproduce.add_argument("--include-dangerous", action="store_true", help="export dangerous flags that were on, too")
-    reproduce.add_argument("--format", choices=("human", "json"), default="human")
+    reproduce.add_argument("--format", choices=("human", "json"), default="human", help=_FORMAT)
 
     rotate = parts.add_parser(
         "rotate",
@@ -148,13 +158,19 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         epilog="example: jarvis logs rotate --plain-days 7 --keep-days 30 --dry-run",
     )
     rotate.add_argument("--dir", metavar="DIR", type=Path, help="the log directory; that of the settings if not given")
-    rotate.add_argument("--plain-days", metavar="N", help="leave files as they are for so many days (settings: 7)")
-    rotate.add_argument("--keep-days", metavar="N", help="purge them after so many days (settings: 30)")
     rotate.add_argument(
-        "--max-total-bytes", metavar="SIZE", help="archive and purge the oldest beyond it, such as 20GB (settings)"
+        "--plain-days", metavar="N", help="leave files as they are for so many days (default: retention_plain_days, 7)"
+    )
+    rotate.add_argument(
+        "--keep-days", metavar="N", help="purge them after so many days (default: retention_keep_days, 30)"
+    )
+    rotate.add_argument(
+        "--max-total-bytes",
+        metavar="SIZE",
+        help="archive and purge the oldest beyond it, such as 20GB (default: retention_max_total_bytes)",
     )
     rotate.add_argument("--dry-run", action="store_true", help="only say what would be done")
-    rotate.add_argument("--format", choices=("human", "json"), default="human")
+    rotate.add_argument("--format", choices=("human", "json"), default="human", help=_FORMAT)
     rotate.set_defaults(func=_rotate, logs_command="rotate")
 
     index = parts.add_parser(
@@ -166,7 +182,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     index.add_argument("--dir", metavar="DIR", type=Path, help="the log directory; that of the settings if not given")
     index.add_argument("--all", action="store_true", help="make them anew, also those that are up to date")
-    index.add_argument("--format", choices=("human", "json"), default="human")
+    index.add_argument("--format", choices=("human", "json"), default="human", help=_FORMAT)
     index.set_defaults(func=_index, logs_command="index")
 
 
@@ -229,13 +245,10 @@ def _add_interval(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from jarvis_otel.query.commands import WRONG, LogCommands  # noqa: PLC0415 - `jarvis --help` needs none of it
-    from jarvis_otel.settings import Settings  # noqa: PLC0415
+    from jarvis_otel.query.commands import LogCommands  # noqa: PLC0415 - `jarvis --help` needs none of it
 
-    settings = Settings.load()
-    for problem in settings.problems:
-        print(f"jarvis: {problem}", file=sys.stderr)
-    if settings.problems:
+    settings = load_settings()
+    if settings is None:
         return WRONG
     with ExitStack() as stack:
         try:
@@ -247,26 +260,18 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _index(args: argparse.Namespace) -> int:
-    from jarvis_otel.query.index_command import PROBLEMS, index_command  # noqa: PLC0415 - `jarvis --help` needs none
-    from jarvis_otel.settings import Settings  # noqa: PLC0415
+    from jarvis_otel.query.index_command import index_command  # noqa: PLC0415 - `jarvis --help` needs none of it
 
-    settings = Settings.load()
-    for problem in settings.problems:
-        print(f"jarvis: {problem}", file=sys.stderr)
-    if settings.problems:
-        return PROBLEMS
-    return index_command(args, args.dir or settings.log_dir)
+    settings = load_settings()
+    return WRONG if settings is None else index_command(args, args.dir or settings.log_dir)
 
 
 def _rotate(args: argparse.Namespace) -> int:
-    from jarvis_otel.query.rotate import PROBLEMS, rotate_command  # noqa: PLC0415 - `jarvis --help` needs none of it
-    from jarvis_otel.settings import Settings  # noqa: PLC0415
+    from jarvis_otel.query.rotate import rotate_command  # noqa: PLC0415 - `jarvis --help` needs none of it
 
-    settings = Settings.load()
-    for problem in settings.problems:
-        print(f"jarvis: {problem}", file=sys.stderr)
-    if settings.problems:
-        return PROBLEMS
+    settings = load_settings()
+    if settings is None:
+        return WRONG
     return rotate_command(args, args.dir or settings.log_dir, settings.retention, settings.loki)
 
 

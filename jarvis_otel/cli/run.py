@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jarvis_otel.settings import Settings
+from jarvis_otel.cli.command import load_settings
+from jarvis_otel.terminal import WRONG
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -39,18 +40,17 @@ def run(args: argparse.Namespace) -> int:
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
     if not command:
         print("jarvis run: no command; usage: jarvis run [--service NAME] [--] COMMAND [ARG ...]", file=sys.stderr)
-        return 2
-    settings = Settings.load()
-    for problem in settings.problems:
-        print(f"jarvis: {problem}", file=sys.stderr)
-    if settings.problems:
-        return 2
+        return WRONG
+    if load_settings() is None:
+        return WRONG
     environ = _environ(os.environ, args.service, Path(command[0]).name)
+    # what a sitecustomize of the user's own has printed would be lost
+    sys.stdout.flush()
     try:
         os.execvpe(command[0], command, environ)  # noqa: S606
     except OSError as error:
         print(f"jarvis run: {command[0]}: {error.strerror}", file=sys.stderr)
-    return 2
+    return WRONG
 
 
 def _environ(environ: Mapping[str, str], service: str | None, command: str) -> dict[str, str]:

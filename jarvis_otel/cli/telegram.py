@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
+from jarvis_otel.cli.command import missing_package
 from jarvis_otel.settings import Settings
-from jarvis_otel.terminal import printable, tell
+from jarvis_otel.terminal import WRONG, printable, tell
 
 __all__ = ["add_parser", "run"]
 
@@ -18,6 +19,7 @@ The token comes from @BotFather, your numeric id from @userinfobot. The settings
 and roles as `tg:<id>: viewer|editor|admin`; changes of the settings file hold at once. SIGTERM and Ctrl-C end it.
 A bot that you have already takes the same commands: jarvis_otel.telegram.add_flag_handlers(application).
 """
+_PACKAGES = dict.fromkeys(("telegram", "httpx"), "python-telegram-bot")
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -47,12 +49,10 @@ def run(_: argparse.Namespace) -> int:
     for problem in problems:
         print(f"jarvis telegram: {printable(problem)}", file=sys.stderr)
     if problems:
-        return 2
+        return WRONG
     try:
         from jarvis_otel.telegram.polling import run_bot  # noqa: PLC0415 - heavy, and an extra
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("telegram", "httpx"):
-            raise
-        print("jarvis telegram: python-telegram-bot is missing: pip install 'jarvis-otel[telegram]'", file=sys.stderr)
-        return 2
+        print(f"jarvis telegram: {missing_package(error, _PACKAGES, 'telegram')}", file=sys.stderr)
+        return WRONG
     return run_bot(settings, tell)

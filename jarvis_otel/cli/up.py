@@ -17,9 +17,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Self
 
+from jarvis_collector.config import reachable_url
+from jarvis_otel.cli.command import load_settings
 from jarvis_otel.otlp_settings import DEFAULT_ENDPOINT
 from jarvis_otel.settings import Settings
-from jarvis_otel.terminal import printable
+from jarvis_otel.terminal import DONE, WRONG, printable
 
 __all__ = ["add_parser"]
 
@@ -40,7 +42,6 @@ _SETTLED_S = 5.0
 """What cannot run as it is has ended by then."""
 _STEADY_S = 60.0
 """What has run so long begins with the shortest delay again."""
-_WRONG = 2
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
@@ -62,18 +63,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(_: argparse.Namespace) -> int:
     """Runs them until told to stop; 0 then, 2 where one cannot run as it is."""
-    settings = Settings.load()
-    for problem in settings.problems:
-        print(f"jarvis: {problem}", file=sys.stderr)
-    if settings.problems:
-        return _WRONG
+    settings = load_settings()
+    if settings is None:
+        return WRONG
     with tempfile.TemporaryDirectory(prefix="jarvis-up-") as place, _Signals() as signals:
         try:
             _Company(settings, Path(place), signals).run()
         except _WrongError as error:
             print(f"jarvis up: {error}", file=sys.stderr)
-            return _WRONG
-    return 0
+            return WRONG
+    return DONE
 
 
 class _Signals:
@@ -225,8 +224,7 @@ class _Company:
         if self._signals.told:
             return
         self._port = int(self._port_file.read_text())
-        host = settings.collector_host
-        url = f"http{'s' if settings.collector_tls_cert else ''}://{f'[{host}]' if ':' in host else host}:{self._port}"
+        url = reachable_url(settings.collector_host, self._port, tls=settings.collector_tls_cert is not None)
         if settings.otlp_endpoint == DEFAULT_ENDPOINT:
             self._environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = url
         # started again, it is where the others know it to be
@@ -255,7 +253,7 @@ class _Company:
         for child in self._children:
             if (code := child.has_ended()) is not None:
                 # a token that was revoked is no reason to take no records
-                if code == _WRONG and not self._all_began and child.name != "telegram":
+                if code == WRONG and not self._all_began and child.name != "telegram":
                     raise _WrongError(f"jarvis {child.name} cannot run as it is")
                 how = f"was ended by signal {-code}" if code < 0 else f"ended with {code}"
                 wait = child.due - time.monotonic()
@@ -276,7 +274,7 @@ def _ends_with_us() -> Callable[[], None] | None:
     def ask_for_it() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != ours:  # we were killed before it was asked for
-            os._exit(_WRONG)
+            os._exit(WRONG)
 
     return ask_for_it
 

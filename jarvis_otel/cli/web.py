@@ -13,7 +13,8 @@ from dataclasses import replace
 
 from jarvis_collector.config import is_loopback
 from jarvis_otel.admin.author import Role
-from jarvis_otel.settings import Settings
+from jarvis_otel.cli.command import load_settings, missing_package, tcp_port
+from jarvis_otel.terminal import DONE, WRONG
 
 __all__ = ["add_parser"]
 
@@ -24,7 +25,7 @@ example:
 It prints one line: the URL that logs in whoever opens it, as the user who runs it. SIGTERM and Ctrl-C end it.
 Programs show a bearer token for its JSON API (/api/openapi.json) and for OFREP (/ofrep/v1); --new-token makes one.
 """
-_MISSING = {"starlette": "starlette", "uvicorn": "uvicorn", "jinja2": "jinja2", "httptools": "httptools"}
+_PACKAGES = {"starlette": "starlette", "uvicorn": "uvicorn", "jinja2": "jinja2", "httptools": "httptools"}
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -36,8 +37,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--host", help="address to listen on (default: 127.0.0.1); others than loopback need a token")
-    parser.add_argument("--port", type=_port, help="TCP port, 0 takes a free one (default: 8080)")
+    parser.add_argument(
+        "--host", help="address to listen on (default: web_host, 127.0.0.1); others than loopback need a token"
+    )
+    parser.add_argument("--port", type=tcp_port, help="TCP port, 0 takes a free one (default: web_port, 8080)")
     parser.add_argument("--insecure-no-auth", action="store_true", help="let others ask OFREP without a token")
     parser.add_argument(
         "--new-token",
@@ -52,11 +55,9 @@ def run(args: argparse.Namespace) -> int:
     """Runs the web page; 0 when it was told to stop, 2 when it could not start."""
     if args.new_token:
         return _print_token(*args.new_token)
-    settings = Settings.load()
-    if settings.problems:
-        for problem in settings.problems:
-            print(f"jarvis: {problem}", file=sys.stderr)
-        return 2
+    settings = load_settings()
+    if settings is None:
+        return WRONG
     web = replace(
         settings.web,
         host=args.host or settings.web.host,
@@ -72,10 +73,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from jarvis_otel.web.running import run_web  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        missing = _MISSING.get((error.name or "").partition(".")[0])
-        if missing is None:
-            raise
-        return _wrong(f"{missing} is missing: pip install 'jarvis-otel[web]'")
+        return _wrong(missing_package(error, _PACKAGES, "web"))
     with ExitStack() as ends:
         try:
             listener = ends.enter_context(_bind(web.host, web.port))
@@ -87,8 +85,8 @@ def run(args: argparse.Namespace) -> int:
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
         # one still searches the log files for somebody who is gone; the interpreter would wait for it
         sys.stdout.flush()
-        os._exit(0)
-    return 0
+        os._exit(DONE)
+    return DONE
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -117,15 +115,9 @@ def _print_token(name: str, role: str) -> int:
         "The second line belongs into config/jarvis.yaml, which jarvis web reads when it starts.",
         file=sys.stderr,
     )
-    return 0
+    return DONE
 
 
 def _wrong(message: str) -> int:
     print(f"jarvis web: {message}", file=sys.stderr)
-    return 2
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"got {text!r}, want 0 to 65535")
-    return int(text)
+    return WRONG

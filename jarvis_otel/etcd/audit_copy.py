@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
-from jarvis_flags.overrides import write_file
+from jarvis_flags.files import write_file
 from jarvis_otel.admin.audit import GENESIS, entries, line_hash
 from jarvis_otel.etcd.client import EtcdClient, b64, unb64
 from jarvis_otel.etcd.keys import Keys, SharedFlags

@@ -10,7 +10,7 @@ from typing import NamedTuple, Self
 
 import orjson
 
-__all__ = ["LINE_MAX_BYTES", "LogFile", "Part"]
+__all__ = ["GZIP_MAGIC", "LINE_MAX_BYTES", "LogFile", "Part", "is_json"]
 
 LINE_MAX_BYTES = 128 << 20
 """The real Collector writes a whole request in a line; a longer one is passed over."""
@@ -20,7 +20,8 @@ _PIECE_BYTES = 1 << 17
 
 _PART_BYTES = 4 << 20
 _TAIL_BYTES = 4096
-_GZIP = b"\x1f\x8b"
+GZIP_MAGIC = b"\x1f\x8b"
+"""How gzip data begins."""
 
 
 class Part(NamedTuple):
@@ -60,7 +61,9 @@ class LogFile:
         status = os.fstat(self.fd)
         self._is_pipe = not stat.S_ISREG(status.st_mode)
         self.size = 0 if self._is_pipe else status.st_size
-        self.is_gzip = not self._is_pipe and (path.suffix == ".gz" or os.pread(self.fd, len(_GZIP), 0) == _GZIP)
+        self.is_gzip = not self._is_pipe and (
+            path.suffix == ".gz" or os.pread(self.fd, len(GZIP_MAGIC), 0) == GZIP_MAGIC
+        )
         self._name = path.name
 
     def __enter__(self) -> Self:
@@ -145,7 +148,7 @@ class LogFile:
             start = piece.find(b"\n") + 1 if passing_over else 0
             yield b"".join((*held, memoryview(piece)[start:end])) if held or start or end < len(piece) else piece
             held, passing_over = [piece[end:]] if end < len(piece) else [], False
-        if held and _is_json(rest := b"".join(held)):
+        if held and is_json(rest := b"".join(held)):
             yield rest + b"\n"
 
     def _pieces(self, part: Part, on_damage: Callable[[str], object]) -> Iterator[bytes]:
@@ -174,7 +177,8 @@ class LogFile:
         return length - tail + (os.pread(self.fd, tail, offset + length - tail).rfind(b"\n") + 1 or tail)
 
 
-def _is_json(text: bytes) -> bool:
+def is_json(text: bytes) -> bool:
+    """Whether a text is whole, and not a part of one that is being written."""
     try:
         orjson.loads(text)
     except ValueError:

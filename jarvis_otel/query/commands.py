@@ -16,19 +16,17 @@ from typing import Any
 
 from jarvis_collector.layout import day_name
 from jarvis_otel.query.errors import AnswerError, QueryError
+from jarvis_otel.query.filters import names_of
 from jarvis_otel.query.log_query import Criteria, LogQuery
-from jarvis_otel.query.output import Output, Progress
+from jarvis_otel.query.output import Output, Passing, Progress
 from jarvis_otel.query.render import csv_rows, csv_table, cut, human_record, json_text, local_time
 from jarvis_otel.query.scan import Found
 from jarvis_otel.query.times import Interval, resolve_interval
 from jarvis_otel.query.workers import processors
 from jarvis_otel.settings import Settings
-from jarvis_otel.terminal import Paint, printable, table, wants_color
+from jarvis_otel.terminal import DONE, NO, WRONG, Paint, printable, table, wants_color
 
-__all__ = ["FOUND", "NOTHING", "WRONG", "LogCommands"]
-
-FOUND, NOTHING, WRONG = 0, 1, 2
-"""Exit codes."""
+__all__ = ["LogCommands"]
 
 _OPTIONS = {"user_id": "user", "text": "search"}
 _CURE = "name one by --dir or JARVIS_LOG_DIR, or run the collector"
@@ -136,7 +134,7 @@ class LogCommands:
             service=args.service,
             correlation_id=args.correlation_id,
             trace_id=args.trace_id,
-            user_id=self._names_of(args.user),
+            user_id=None if args.user is None else names_of(args.user, self._settings.hmac_key),
             flag=args.flag,
             since=args.since,
             until=args.until,
@@ -154,7 +152,7 @@ class LogCommands:
         criteria = self._criteria(args)
         form = self._forms()[args.format]
         if not limit:
-            return FOUND if self._write_all(form, self._logs.scan(criteria)) else self._nothing("nothing found")
+            return DONE if self._write_all(form, self._logs.scan(criteria)) else self._nothing("nothing found")
         matches = self._logs.newest(criteria, limit * page)
         newer = limit * (page - 1)
         count = self._write_all(form, matches.found[: max(0, len(matches.found) - newer)])
@@ -166,7 +164,7 @@ class LogCommands:
             self._tell_late(f"page {page}, the newest {newer + 1} to {newer + count} of {total}")
         elif older:
             self._tell_late(f"the newest {count} of {total}; --limit 0 gives all, --page 2 those before")
-        return FOUND
+        return DONE
 
     def _tail(self, args: Namespace) -> int:
         from jarvis_otel.query.tail import Changes, Tail  # noqa: PLC0415 - each command imports its own
@@ -203,15 +201,7 @@ class LogCommands:
             except KeyboardInterrupt:
                 self._talk_tally()
                 raise
-        return FOUND if count else self._nothing("nothing found")
-
-    def _names_of(self, user_id: str | None) -> tuple[str, ...] | None:
-        """The names by which records know a user: the id, and its pseudonym where there is a key for one."""
-        if user_id is None or not self._settings.hmac_key:
-            return user_id if user_id is None else (user_id,)
-        from jarvis_otel.redaction import pseudonym  # noqa: PLC0415 - takes long; most questions need none
-
-        return (user_id, pseudonym(self._settings.hmac_key, user_id))
+        return DONE if count else self._nothing("nothing found")
 
     def _trace(self, args: Namespace) -> int:
         trace = self._logs.trace(args.correlation_id)
@@ -230,7 +220,7 @@ class LogCommands:
 
             for line in timeline(trace, self._paint):
                 self._write(line + "\n")
-        return FOUND if found else self._nothing(f"nothing found for {printable(args.correlation_id)}")
+        return DONE if found else self._nothing(f"nothing found for {printable(args.correlation_id)}")
 
     def _errors(self, args: Namespace) -> int:
         if args.collapse and args.by != "message":
@@ -270,7 +260,7 @@ class LogCommands:
         elif groups:
             for line in table(rows, texts=2 if args.by == "flag" else 1):
                 self._write(line + "\n")
-        return FOUND if groups else self._nothing(f"no {'flags' if args.by == 'flag' else 'errors'} found")
+        return DONE if groups else self._nothing(f"no {'flags' if args.by == 'flag' else 'errors'} found")
 
     def _stats(self, args: Namespace) -> int:
         from jarvis_otel.query import chart, stats  # noqa: PLC0415 - each command imports its own
@@ -308,7 +298,7 @@ class LogCommands:
                 self._write("\n")
                 for line in chart.group_table(group, top, counted.records):
                     self._write(line + "\n")
-        return FOUND if counted.records else self._nothing("nothing found")
+        return DONE if counted.records else self._nothing("nothing found")
 
     def _bytes(self) -> int:
         """The size of the files that are not archived, as far as they are there."""
@@ -330,7 +320,7 @@ class LogCommands:
         if not count:
             return self._nothing(f"{printable(str(args.output))} not written: nothing found")
         self._tell_late(f"{count} record{'s' if count > 1 else ''} to {printable(str(args.output))} ({form})")
-        return FOUND
+        return DONE
 
     def _refuse_log_file(self, target: Path) -> None:
         """An export must not take the place of what is exported."""
@@ -359,42 +349,38 @@ class LogCommands:
                     shutil.rmtree(scratch, ignore_errors=True)
                     os._exit(130)  # its threads would outlive what an orderly end takes away from them
                 raise
-        return FOUND if count else self._nothing("no rows")
+        return DONE if count else self._nothing("no rows")
 
     def _write_rows(self, form: str, columns: list[str], rows: Iterable[list[Any]]) -> int:
-        count = 0
-
-        def counted() -> Iterator[list[Any]]:
-            nonlocal count
-            for count, row in enumerate(rows, 1):  # noqa: B007 - the count is the answer
-                yield row
-
+        counted = Passing(rows)
         if form == "csv":
-            for line in csv_table(columns, counted()):
+            for line in csv_table(columns, counted):
                 self._write(line)
-            return count
+            return counted.number
         if form == "human":
-            iterator = counted()
+            iterator = iter(counted)
             while part := list(islice(iterator, _TABLE_ROWS)):
                 for line in table([columns, *([_sql_cell(value) for value in row] for row in part)]):
                     self._write(line + "\n")
-            return count
+            return counted.number
         before = "[\n"
-        for row in counted():
+        for row in counted:
             text = json_text(dict(zip(columns, row, strict=True)))
             self._write(text + "\n" if form == "jsonl" else before + text)
             before = ",\n"
         if form == "json":
-            self._write("\n]\n" if count else "[]\n")
-        return count
+            self._write("\n]\n" if counted.number else "[]\n")
+        return counted.number
 
     def _reproduce(self, args: Namespace) -> int:
-        from jarvis_otel.query.reproduce import reproduce  # noqa: PLC0415 - each command imports its own
+        from jarvis_flags.source import FileSource  # noqa: PLC0415 - the other commands read no flags
+        from jarvis_otel.query.reproduce import dangerous_in, reproduce  # noqa: PLC0415 - each command imports its own
 
         trace = self._logs.trace(args.correlation_id)
         if not (trace.records or trace.spans):
             return self._nothing(f"nothing found for {printable(args.correlation_id)}")
-        result = reproduce(trace.flags(), self._dangerous(), include_dangerous=args.include_dangerous)
+        dangerous = dangerous_in(FileSource(self._settings.flags).snapshot)
+        result = reproduce(trace.flags(), dangerous, include_dangerous=args.include_dangerous)
         if args.format == "json":
             told = {"correlation_id": trace.correlation_id, "pins": result.pins, "held_back": result.held_back}
             self._write(json_text({**told, "refused": dict(result.refused)}) + "\n")
@@ -404,35 +390,17 @@ class LogCommands:
             self._tell_late(f"{printable(flag_id)}: left out: {reason}")
         for flag_id in result.held_back:
             self._tell_late(f"{flag_id}: dangerous, and was on: only a comment; --include-dangerous exports it")
-        return FOUND if result.lines else self._nothing("no flags found")
-
-    def _dangerous(self) -> Callable[[str], bool]:
-        """Whether a flag is dangerous by the flag file; one that is unknown or bad there counts as dangerous."""
-        from jarvis_flags.source import FileSource  # noqa: PLC0415 - the other commands read no flags
-
-        snapshot = FileSource(self._settings.flags).snapshot
-
-        def dangerous(flag_id: str) -> bool:
-            definition = snapshot.definitions.get(flag_id)
-            return definition is None or flag_id in snapshot.bad or definition.dangerous
-
-        return dangerous
+        return DONE if result.lines else self._nothing("no flags found")
 
     def _write(self, piece: str | bytes) -> None:
         self._out.write(piece)
 
     def _write_all(self, form: _Format, found: Iterable[Found]) -> int:
         """Writes what is found and counts it, without holding it."""
-        count = 0
-
-        def counted() -> Iterator[Found]:
-            nonlocal count
-            for count, one in enumerate(found, 1):  # noqa: B007 - the count is the answer
-                yield one
-
-        for piece in form(counted()):
+        counted = Passing(found)
+        for piece in form(counted):
             self._write(piece)
-        return count
+        return counted.number
 
     def _forms(self) -> dict[str, _Format]:
         return {"human": self._human, "json": _json, "jsonl": _jsonl, "csv": _csv}
@@ -449,7 +417,7 @@ class LogCommands:
     def _nothing(self, text: str) -> int:
         files = f" ({self._logs.tally.files} files)" if self._loki is None else ""
         self._tell_late(f"{text} in {self._where}{files}")
-        return NOTHING
+        return NO
 
     def _state(self) -> str:
         """What there is to say while something takes long."""
@@ -469,10 +437,8 @@ class LogCommands:
         print(f"jarvis logs {self._name}: {text}", file=sys.stderr)
 
     def _talk_interval(self, interval: Interval) -> None:
-        ends = (("from", interval.since), ("to", interval.until))
-        named = [f"{word} {moment.astimezone().isoformat(' ')}" for word, moment in ends if moment]
-        if named:
-            self._talk(" ".join(named))
+        if words := interval.in_words():
+            self._talk(words)
 
     def _talk_tally(self) -> None:
         for name, number in sorted(self._logs.tally.unreadable.items()):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from jarvis_otel.query.errors import AnswerError
+from jarvis_otel.query.output import Passing
 from jarvis_otel.query.render import csv_rows
 from jarvis_otel.query.scan import Found
 
@@ -79,21 +80,15 @@ def _new(path: Path, made: list[Path]) -> Path:
 
 
 def _write(found: Iterable[Found], path: Path, form: str) -> int:
-    count = 0
-
-    def counted() -> Iterator[Found]:
-        nonlocal count
-        for count, one in enumerate(found, 1):  # noqa: B007 - the count is the answer
-            yield one
-
+    counted = Passing(found)
     with path.open("wb") as file:
         if form == "csv":
-            for row in csv_rows(one.record for one in counted()):
+            for row in csv_rows(one.record for one in counted):
                 file.write(row.encode("utf-8", "backslashreplace"))
         else:
-            for one in counted():
+            for one in counted:
                 file.write(one.line + b"\n")
-    return count
+    return counted.number
 
 
 def _sync(path: Path) -> None:

@@ -32,6 +32,7 @@ __all__ = [
     "interval_filter",
     "is_evaluation",
     "level_filter",
+    "names_of",
     "searched_texts",
     "text_filter",
     "trace_filter",
@@ -236,6 +237,20 @@ def user_filter(names: Iterable[str]) -> Filter:
         request=_any_of(sorted(wanted), _value_in_request),
         loki=logql.equals_any(LOKI_LABELS["user_id"], wanted),
     )
+
+
+def names_of(user_id: str, hmac_key: str | None) -> tuple[str, ...]:
+    """The names by which records know a user: the id, and its pseudonym where there is a key for one.
+
+    Args:
+        user_id: The user.
+        hmac_key: The key of the users' pseudonyms, where there are such.
+    """
+    if not hmac_key:
+        return (user_id,)
+    from jarvis_otel.redaction import pseudonym  # noqa: PLC0415 - takes long; most questions need none
+
+    return (user_id, pseudonym(hmac_key, user_id))
 
 
 def correlation_filter(correlation_id: str, trace_ids: Iterable[str] = ()) -> Filter:

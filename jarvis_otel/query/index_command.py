@@ -9,12 +9,9 @@ from typing import Any
 
 from jarvis_otel.query.index_build import index_each, remove_orphans
 from jarvis_otel.query.render import json_text
-from jarvis_otel.terminal import printable
+from jarvis_otel.terminal import DONE, NO, WRONG, printable
 
-__all__ = ["DONE", "NOTHING", "PROBLEMS", "index_command"]
-
-DONE, NOTHING, PROBLEMS = 0, 1, 2
-"""Exit codes."""
+__all__ = ["index_command"]
 
 
 def index_command(args: Namespace, log_dir: Path) -> int:
@@ -48,10 +45,10 @@ def index_command(args: Namespace, log_dir: Path) -> int:
     for problem in problems:
         _talk(problem)
     if problems:
-        return PROBLEMS
+        return WRONG
     if not files:
         _talk(f"no day files in {log_dir}")
-        return NOTHING
+        return NO
     new, size = (sum(file.get(key, 0) for file in files) for key in ("new", "size"))
     _talk(f"{len(files)} files, {new:,} bytes newly indexed, the indexes have {size:,} bytes")
     return DONE

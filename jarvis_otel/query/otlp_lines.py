@@ -61,13 +61,17 @@ class RequestLines:
         self._opening = b'{"%s"' % key
         self._starts = re.compile(_START % key)
 
+    def may_hold(self, block: bytes) -> bool:
+        """Whether something wanted can stand in a block of lines, as far as a quick look tells."""
+        return all(holds(needle, block) for needle in self._first)
+
     def flat(self, block: bytes) -> Iterator[bytes]:
         """A block of whole lines, in blocks of whole lines without requests; nothing of one that holds nothing wanted.
 
         Args:
             block: Ends in a newline.
         """
-        if not all(holds(needle, block) for needle in self._first):
+        if not self.may_hold(block):
             return
         at = block.find(self._mark)
         if at < 0:

@@ -10,20 +10,41 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 from jarvis_otel.terminal import pager
 
 if TYPE_CHECKING:
     import subprocess
 
-__all__ = ["Output", "Progress"]
+__all__ = ["Output", "Passing", "Progress"]
 
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 _AFTER_S = 1.0
 _EVERY_S = 0.25
+_Item = TypeVar("_Item")
+
+
+class Passing(Generic[_Item]):
+    """Items on their way to where they are written, counted as they pass and never held.
+
+    Args:
+        items: The items, which can be had once.
+
+    Attributes:
+        number: How many have passed so far.
+    """
+
+    def __init__(self, items: Iterable[_Item]) -> None:
+        self._items = items
+        self.number = 0
+
+    def __iter__(self) -> Iterator[_Item]:
+        for item in self._items:
+            self.number += 1
+            yield item
 
 
 class Output:

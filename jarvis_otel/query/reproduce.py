@@ -6,8 +6,12 @@ import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-__all__ = ["Reproduction", "reproduce"]
+if TYPE_CHECKING:
+    from jarvis_flags.snapshot import Snapshot
+
+__all__ = ["Reproduction", "dangerous_in", "reproduce"]
 
 _ID = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PIN_VALUES = {"on": "true", "off": "false"}
@@ -28,6 +32,16 @@ class Reproduction:
     lines: tuple[str, ...]
     held_back: tuple[str, ...]
     refused: tuple[tuple[str, str], ...]
+
+
+def dangerous_in(snapshot: Snapshot) -> Callable[[str], bool]:
+    """Whether a flag is dangerous as the flags stand; one that is unknown or bad there counts as dangerous."""
+
+    def dangerous(flag_id: str) -> bool:
+        definition = snapshot.definitions.get(flag_id)
+        return definition is None or flag_id in snapshot.bad or definition.dangerous
+
+    return dangerous
 
 
 def reproduce(flags: Mapping[str, str], dangerous: Callable[[str], bool], *, include_dangerous: bool) -> Reproduction:

@@ -14,12 +14,9 @@ from jarvis_collector.layout import archive_path
 from jarvis_collector.retention import BusyError, Report, rotate
 from jarvis_otel.collector_settings import parse_size
 from jarvis_otel.query.render import json_text
-from jarvis_otel.terminal import printable
+from jarvis_otel.terminal import DONE, NO, WRONG, printable
 
-__all__ = ["DONE", "NOTHING", "PROBLEMS", "rotate_command"]
-
-DONE, NOTHING, PROBLEMS = 0, 1, 2
-"""Exit codes."""
+__all__ = ["rotate_command"]
 
 _WAIT = 2.0
 
@@ -41,13 +38,13 @@ def rotate_command(args: Namespace, log_dir: Path, retention: Retention, loki: L
         report = rotate(log_dir, retention, is_forwarded=_forwarded(loki), wait=_WAIT, dry_run=args.dry_run)
     except (ValueError, BusyError) as error:
         _talk(str(error))
-        return PROBLEMS
+        return WRONG
     except FileNotFoundError:
         _talk(f"{log_dir}: no such directory; name one by --dir or JARVIS_LOG_DIR, or run the collector")
-        return PROBLEMS
+        return WRONG
     except OSError as error:
         _talk(f"{error.filename or log_dir}: {error.strerror}")
-        return PROBLEMS
+        return WRONG
     if args.format == "json":
         print(json_text({"dir": str(log_dir), "dry_run": args.dry_run, **asdict(report)}))
     else:
@@ -55,8 +52,8 @@ def rotate_command(args: Namespace, log_dir: Path, retention: Retention, loki: L
             print(printable(line))
     _talk_about(report, args.dry_run)
     if report.problems:
-        return PROBLEMS
-    return DONE if report.archived or report.purged else NOTHING
+        return WRONG
+    return DONE if report.archived or report.purged else NO
 
 
 def _retention(args: Namespace, default: Retention) -> Retention:

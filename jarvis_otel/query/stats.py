@@ -15,7 +15,7 @@ import orjson
 from jarvis_otel.query.counts import Counts
 from jarvis_otel.query.errors import QueryError
 from jarvis_otel.query.scan import json_of
-from jarvis_otel.query.times import Interval, line_time
+from jarvis_otel.query.times import Interval, line_time, parse_length
 from jarvis_otel.settings import LEVELS
 
 __all__ = [
@@ -59,8 +59,6 @@ _WIDTHS = tuple(
     timedelta(seconds=seconds)
     for seconds in (1, 5, 10, 30, 60, 300, 600, 1800, 3600, 3 * 3600, 6 * 3600, 12 * 3600, 86400)
 )
-_WIDTH = re.compile(r"([1-9][0-9]{0,5})([smhd])", re.ASCII)
-_WIDTH_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 _CHANGING = re.compile(
     r"""
@@ -170,10 +168,10 @@ def parse_width(text: str) -> timedelta:
     Raises:
         QueryError: The text is none of these.
     """
-    found = _WIDTH.fullmatch(text)
-    if found is None:
-        raise QueryError("bucket", f"got {text!r}, want a length such as 30s, 5m, 1h or 1d")
-    return timedelta(seconds=int(found[1]) * _WIDTH_UNITS[found[2]])
+    try:
+        return parse_length(text)
+    except ValueError as error:
+        raise QueryError("bucket", str(error)) from None
 
 
 def parse_fields(texts: Iterable[str]) -> list[tuple[str, ...]]:

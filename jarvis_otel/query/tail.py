@@ -10,9 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-import orjson
-
 from jarvis_collector.layout import LOGS_STREAM, STREAMS, day_name
+from jarvis_otel.query.blocks import GZIP_MAGIC, LINE_MAX_BYTES, is_json
 from jarvis_otel.query.days import archived_days, may_hold, plain_days
 from jarvis_otel.query.files import LOGS, LogFiles, Seen, Tally
 from jarvis_otel.query.filters import Filter
@@ -29,13 +28,10 @@ _SETTLE_S = 0.02
 """A burst of writes is read at once, not line by line."""
 
 _PIECE_BYTES = 1 << 20
-_LINE_MAX_BYTES = 128 << 20
 _MARK_BYTES = 64
 _FOLLOWED_MAX = 64
 _GONE_S = 5.0
 """So long is a file read on that has lost its name: whoever writes it may not know yet."""
-
-_GZIP = b"\x1f\x8b"
 
 
 class Tail:
@@ -226,7 +222,7 @@ class _Followed:
         try:
             stat = os.fstat(self._fd)
             self.key = (stat.st_dev, stat.st_ino)
-            self.is_gzip = os.pread(self._fd, len(_GZIP), 0) == _GZIP
+            self.is_gzip = os.pread(self._fd, len(GZIP_MAGIC), 0) == GZIP_MAGIC
         except BaseException:
             self.close()
             raise
@@ -264,8 +260,8 @@ class _Followed:
             whole_file: What follows the last newline too, where it is a whole JSON text.
         """
         if whole_file:
-            rest = os.pread(self._fd, _LINE_MAX_BYTES, self._offset)
-            if rest and _is_json(rest):
+            rest = os.pread(self._fd, LINE_MAX_BYTES, self._offset)
+            if rest and is_json(rest):
                 yield rest + b"\n"
         held: list[bytes] = []
         end = self._offset
@@ -276,7 +272,7 @@ class _Followed:
             cut = piece.find(b"\n") + 1 if start else 0
             if start and not cut:
                 # a line that is too long leaves its beginning, which is no record and counted as such
-                held = [piece, *held] if sum(map(len, held)) < _LINE_MAX_BYTES else [b"\n"]
+                held = [piece, *held] if sum(map(len, held)) < LINE_MAX_BYTES else [b"\n"]
                 continue
             if block := b"".join((memoryview(piece)[cut:], *held)):
                 yield block
@@ -299,8 +295,8 @@ class _Followed:
                 yield piece[:end]
             elif len(piece) < wanted:
                 return  # the line is not there in full yet
-            elif wanted > _LINE_MAX_BYTES:
-                on_note(f"{self.path.name}: a line of more than {_LINE_MAX_BYTES >> 20} MiB, passed over in parts")
+            elif wanted > LINE_MAX_BYTES:
+                on_note(f"{self.path.name}: a line of more than {LINE_MAX_BYTES >> 20} MiB, passed over in parts")
                 self._move_to(self._offset + len(piece))
             else:
                 wanted *= 4
@@ -345,11 +341,3 @@ class Changes:
         if self._inotify.read(timeout=int(POLL_S * 1000)):
             time.sleep(_SETTLE_S)
             self._inotify.read(timeout=0)
-
-
-def _is_json(text: bytes) -> bool:
-    try:
-        orjson.loads(text)
-    except ValueError:
-        return False
-    return True

@@ -8,7 +8,15 @@ from datetime import UTC, datetime, time, timedelta, tzinfo
 
 from jarvis_otel.query.errors import QueryError
 
-__all__ = ["TIME_FORMS", "Interval", "canonical_time", "line_time", "parse_time", "resolve_interval"]
+__all__ = [
+    "TIME_FORMS",
+    "Interval",
+    "canonical_time",
+    "line_time",
+    "parse_length",
+    "parse_time",
+    "resolve_interval",
+]
 
 TIME_FORMS = "2026-01-18, 2026-01-18T14:25 (Z or an offset may follow), 14:25, -3h, '1 hour ago', yesterday, now"
 """The accepted forms, as an error message names them."""
@@ -27,6 +35,7 @@ _UNITS = {
     **dict.fromkeys(("d", "day", "days"), timedelta(days=1)),
     **dict.fromkeys(("w", "week", "weeks"), timedelta(weeks=1)),
 }
+_LENGTH = re.compile(r"([0-9]{1,6})([smhd])", re.ASCII)
 _DAY = timedelta(days=1)
 _TEXT_MAX = 64
 _LINE_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")
@@ -47,6 +56,14 @@ class Interval:
     def line_times(self) -> tuple[str, str]:
         """Its ends as texts that compare with canonical times; an open end is before or after all of them."""
         return line_time(self.since) if self.since else "", line_time(self.until) if self.until else "~"
+
+    def ends(self) -> list[tuple[str, datetime]]:
+        """Its ends that are not open, each with the word before it: from, to."""
+        return [(word, end) for word, end in (("from", self.since), ("to", self.until)) if end is not None]
+
+    def in_words(self) -> str:
+        """It in local time, for people; empty where both ends are open."""
+        return " ".join(f"{word} {end.astimezone().isoformat(' ')}" for word, end in self.ends())
 
 
 def canonical_time(text: str) -> str:
@@ -101,6 +118,18 @@ def parse_time(text: str, now: datetime, zone: tzinfo | None = None, *, after: d
     except (ValueError, OverflowError):
         pass  # 25:00, 2026-02-30, a million weeks: of the right shape, but no time
     raise ValueError(f"got {text!r}, want a time such as {TIME_FORMS}")
+
+
+def parse_length(text: str) -> timedelta:
+    """A length of time in one unit: 30s, 5m, 2h, 1d.
+
+    Raises:
+        ValueError: The text is none of these, or of no length.
+    """
+    found = _LENGTH.fullmatch(text)
+    if found is None or not int(found[1]):
+        raise ValueError(f"got {text!r}, want a length such as 30s, 5m, 2h or 1d")
+    return int(found[1]) * _UNITS[found[2]]
 
 
 def resolve_interval(

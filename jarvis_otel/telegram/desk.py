@@ -7,16 +7,19 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from urllib.parse import urlsplit
 
+from jarvis_collector.config import reachable_url
 from jarvis_flags.hints import did_you_mean
 from jarvis_otel.admin.author import Author, Role
 from jarvis_otel.admin.outcome import Outcome, OutcomeKind
+from jarvis_otel.admin.quota import Quota
 from jarvis_otel.admin.service import ApprovalRequest, FlagAdmin
 from jarvis_otel.admin.stale import STALE_DAYS, last_changes, stale_reasons
-from jarvis_otel.admin.states import FlagState, flag_states
+from jarvis_otel.admin.states import FlagState, flag_ids, flag_states, unknown_flag_words
 from jarvis_otel.telegram import texts
 from jarvis_otel.telegram.pending import Change, NotPendingError, Pending
-from jarvis_otel.telegram.people import People, Quota, who
+from jarvis_otel.telegram.people import People, who
 from jarvis_otel.telegram.texts import Page
 
 __all__ = ["Ask", "Deed", "Desk", "Look", "Sent", "Tapped"]
@@ -341,7 +344,7 @@ class Desk:
 
     def _list(self, chosen: str, page: int) -> Page:
         snapshot = self._admin.source.snapshot
-        if not self._ids() and snapshot.problems:
+        if not flag_ids(snapshot) and snapshot.problems:
             return texts.note_page(str(snapshot.problems[0]))
         changed = last_changes(self._admin.history())
         stale = {flag_id for flag_id in snapshot.definitions if self._stale(flag_id, changed)}
@@ -371,16 +374,13 @@ class Desk:
             return texts.note_page("Which flag? Give its id, as /flags lists them.")
         state = self._admin.state(flag_id)
         if state is None:
-            hint = did_you_mean(flag_id, self._ids(), "; /flags lists them")
-            return texts.note_page(f"no flag {flag_id!r}{hint}")
+            return texts.note_page(unknown_flag_words(self._admin.source.snapshot, flag_id, "; /flags lists them"))
         return state
 
-    def _ids(self) -> list[str]:
-        snapshot = self._admin.source.snapshot
-        return [*snapshot.definitions, *snapshot.bad]
-
     def _flag_of(self, key: str) -> str | None:
-        return next((flag_id for flag_id in self._ids() if texts.flag_key(flag_id) == key), None)
+        return next(
+            (flag_id for flag_id in flag_ids(self._admin.source.snapshot) if texts.flag_key(flag_id) == key), None
+        )
 
     def _errors(self, rest: str) -> Ask:
         since = rest.strip() or "1h"
@@ -404,24 +404,24 @@ class Desk:
         from jarvis_otel.web.links import LINK_LASTS_S, make_link  # noqa: PLC0415 - few ask for one
 
         settings = self._people.settings
-        host, port = settings.web.host, settings.web.port
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - to be reached from here
-        if not settings.web.url and not _listens(host, port):
+        here = reachable_url(settings.web.host, settings.web.port)
+        if not settings.web.url and not _listens(here):
             return texts.note_page(
-                f"The web page is not set up: nothing listens at {host}:{port}. Start it with: jarvis web; where it is "
-                "reached by another address, set web_url."
+                f"The web page is not set up: nothing listens at {urlsplit(here).netloc}. Start it with: jarvis web; "
+                "where it is reached by another address, set web_url."
             )
-        base = settings.web.url or f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        base = settings.web.url or here
         try:
             url = make_link(settings.flags.state_dir, who(sent.person), role, base)
         except OSError as error:
-            return texts.note_page(f"No link could be made: {error.filename or error.strerror}")
+            return texts.note_page(f"No link could be made: {error.filename}: {error.strerror}")
         return texts.link_page(url, LINK_LASTS_S)
 
 
-def _listens(host: str, port: int) -> bool:
+def _listens(url: str) -> bool:
+    parts = urlsplit(url)
     try:
-        socket.create_connection((host, port), timeout=0.3).close()
+        socket.create_connection((parts.hostname, parts.port), timeout=0.3).close()
     except OSError:
         return False
     return True

@@ -1,19 +1,14 @@
-"""Who may use the bot, as the settings say at the moment, and how often."""
+"""Who may use the bot, as the settings say at the moment."""
 
 from __future__ import annotations
 
 import logging
 import os
-import time
-from collections import OrderedDict
-from collections.abc import Callable
 
 from jarvis_otel.admin.author import Role
 from jarvis_otel.settings import Settings
 
-__all__ = ["People", "Quota", "who"]
-
-PEOPLE_MAX = 1_000
+__all__ = ["People", "who"]
 
 _log = logging.getLogger("jarvis_otel.telegram")
 
@@ -84,39 +79,3 @@ def _roles(settings: Settings) -> dict[int, Role]:
         if channel == "tg" and number.isdecimal():
             roles[int(number)] = role
     return roles
-
-
-class Quota:
-    """So many things a minute for each person; what is over that is counted.
-
-    Args:
-        a_minute: How many.
-        clock: Monotonic seconds.
-    """
-
-    def __init__(self, a_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._a_minute = a_minute
-        self._clock = clock
-        self._used: OrderedDict[int, tuple[float, float, int]] = OrderedDict()
-
-    def has(self, person: int) -> bool:
-        """Whether one more is left, which this does not take."""
-        return self._now(person)[0] >= 1
-
-    def take(self, person: int) -> int | None:
-        """Takes one; None where none is left, else how many were wanted in vain since the last one.
-
-        Args:
-            person: Whose it is.
-        """
-        left, missed = self._now(person)
-        taken = left >= 1
-        self._used[person] = (left - taken, self._clock(), 0 if taken else missed + 1)
-        self._used.move_to_end(person)
-        while len(self._used) > PEOPLE_MAX:
-            self._used.popitem(last=False)
-        return missed if taken else None
-
-    def _now(self, person: int) -> tuple[float, int]:
-        left, at, missed = self._used.get(person, (float(self._a_minute), self._clock(), 0))
-        return min(float(self._a_minute), left + (self._clock() - at) * self._a_minute / 60), missed

@@ -17,7 +17,7 @@ from telegram import Update
 from telegram.error import Conflict, InvalidToken, RetryAfter, TelegramError
 from telegram.ext import Application, ApplicationBuilder
 
-from jarvis_flags.overrides import make_directory
+from jarvis_flags.files import make_directory
 from jarvis_otel.admin.author import Role
 from jarvis_otel.admin.service import FlagAdmin
 from jarvis_otel.fronts import open_front

@@ -12,7 +12,7 @@ from typing import Any
 
 from jarvis_collector.record import LogEntry, format_timestamp
 from jarvis_otel import logger as structured
-from jarvis_otel.logger import entry_of
+from jarvis_otel.compose import entry_of
 from jarvis_otel.runtime import Policy
 from jarvis_otel.terminal import printable
 from jarvis_otel.testing.tap import Answer, Tap, Wrap, counted

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from itertools import islice
 from typing import Any
 from urllib.parse import urlencode
 
@@ -12,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from jarvis_otel.admin.audit import AuditEntry, entries, verify
+from jarvis_otel.admin.audit import AuditEntry, Chain, entries
 from jarvis_otel.admin.service import ApprovalRequest
 from jarvis_otel.admin.states import change_words
 from jarvis_otel.web import api
@@ -70,23 +73,60 @@ class _Audit:
     faults: list[str]
 
 
+class _Checked:
+    """The chain of the audit as it was checked last, so that a view checks only what has come since.
+
+    What was checked is known again by a hash of all its bytes: a line that was edited since is found as ever.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._chain = Chain()
+        self._bytes = _digest(())
+        self._faults: list[str] = []
+
+    def look(self, lines: Sequence[bytes]) -> tuple[int, list[str]]:
+        """How many of the lines are entries, and what is wrong with them, the first faults.
+
+        Args:
+            lines: All lines of the audit.
+        """
+        with self._lock:
+            if _digest(lines[: self._chain.lines]) != self._bytes:
+                self._begin_anew()
+            for fault in self._chain.follow(lines[self._chain.lines :]):
+                if len(self._faults) < FAULTS_MAX:
+                    self._faults.append(fault)
+            self._bytes = _digest(lines)
+            return self._chain.entries, list(self._faults)
+
+
+def _digest(lines: Sequence[bytes]) -> bytes:
+    return blake2b(b"\n".join(lines)).digest()
+
+
 def routes(site: Site) -> list[BaseRoute]:
     """The page; what waits for approval is answered at /approvals."""
+    checked = _Checked()
 
     async def show(request: Request) -> Response:
-        return await _page(site, request)
+        return await _page(site, checked, request)
 
     return [Route("/activity", show, methods=["GET"])]
 
 
 def operations(site: Site) -> list[api.Operation]:
     """The audit for programs."""
+    checked = _Checked()
 
     async def audit(request: Request) -> Response:
         query = request.query_params
         try:
             limit, page = _number(query, "limit", 100, LIMIT_MAX), _number(query, "page", 1, 10**9)
-            said = await run_in_threadpool(_read, site, query, limit, page)
+            said = await run_in_threadpool(_read, site, checked, query, limit, page)
         except ValueError as error:
             return problem(request, 400, str(error))
         return api.answer_json(
@@ -117,12 +157,14 @@ def operations(site: Site) -> list[api.Operation]:
     return [api.Operation("/api/audit", audit, "The audit, newest first", parameters, answer, errors)]
 
 
-async def _page(site: Site, request: Request) -> Response:
+async def _page(site: Site, checked: _Checked, request: Request) -> Response:
     query = request.query_params
     wanted = {name: query.get(name, "") for name in _FILTERS}
     try:
         number = _number(query, "page", 1, 10**9)
-        audit, waiting = await run_in_threadpool(lambda: (_read(site, query, PAGE_SIZE, number), site.admin.requests()))
+        audit, waiting = await run_in_threadpool(
+            lambda: (_read(site, checked, query, PAGE_SIZE, number), site.admin.requests())
+        )
     except ValueError as error:
         return problem(request, 400, str(error))
     last = max(1, -(-audit.total // PAGE_SIZE))
@@ -151,8 +193,19 @@ def _asked(site: Site, request: ApprovalRequest) -> dict[str, Any]:
     return {"request": request, "words": change_words(request.entry), "now": state.state if state else "unknown"}
 
 
-def _read(site: Site, query: Mapping[str, str], limit: int, page: int) -> _Audit:
+def _read(site: Site, checked: _Checked, query: Mapping[str, str], limit: int, page: int) -> _Audit:
     lines = site.store.lines()
+    total, faults = checked.look(lines)
+    newest_first = entries(reversed(lines))
+    if tests := _tests(query):
+        found = [entry for entry in newest_first if all(test(entry) for test in tests)]
+        newest_first, total = iter(found), len(found)
+    shown = list(islice(newest_first, (page - 1) * limit, page * limit))
+    return _Audit(shown, total, len(lines), faults)
+
+
+def _tests(query: Mapping[str, str]) -> list[Callable[[AuditEntry], bool]]:
+    """What an entry must be."""
     tests: list[Callable[[AuditEntry], bool]] = []
     for name in _FILTERS:
         if want := query.get(name):
@@ -160,9 +213,7 @@ def _read(site: Site, query: Mapping[str, str], limit: int, page: int) -> _Audit
                 tests.append(lambda entry, want=want: want.lower() in entry.who.lower())  # type: ignore[misc]
             else:
                 tests.append(lambda entry, want=want, name=name: getattr(entry, name) == want)  # type: ignore[misc]
-    found = [entry for entry in entries(lines) if all(test(entry) for test in tests)]
-    newest = found[::-1][(page - 1) * limit : page * limit]
-    return _Audit(newest, len(found), len(lines), list(verify(lines))[:FAULTS_MAX])
+    return tests
 
 
 def _number(query: Mapping[str, str], name: str, default: int, most: int) -> int:

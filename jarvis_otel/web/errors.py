@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from http import HTTPStatus
+from pathlib import Path
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from jarvis_otel.terminal import printable
 from jarvis_otel.web.pages import render
 
-__all__ = ["is_api", "on_http_error", "on_store_error", "problem"]
+__all__ = ["is_api", "on_http_error", "on_store_error", "problem", "unreadable_logs"]
 
 
 def is_api(path: str) -> bool:
@@ -34,6 +36,18 @@ def problem(request: Request, status: int, message: str, again: str = "") -> Res
         return JSONResponse({"error": {"status": status, "message": message}}, status)
     title = HTTPStatus(status).phrase
     return render(request, "error.html", status, title=title, message=message, again=again)
+
+
+def unreadable_logs(log_dir: Path, error: OSError) -> str:
+    """Why the log files cannot be read, and the cure.
+
+    Args:
+        log_dir: Where they are.
+        error: What reading them raised.
+    """
+    if isinstance(error, FileNotFoundError):
+        return f"{printable(str(log_dir))}: no such directory; run the collector, or name it by log_dir"
+    return f"{printable(str(error.filename or log_dir))}: cannot be read: {error.strerror}"
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:

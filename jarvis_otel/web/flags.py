@@ -6,7 +6,7 @@ import re
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -18,13 +18,12 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from jarvis_flags.hints import did_you_mean
 from jarvis_flags.tree import plain
 from jarvis_otel.admin.audit import AuditEntry
 from jarvis_otel.admin.author import Author, Role
 from jarvis_otel.admin.outcome import Outcome, OutcomeKind
 from jarvis_otel.admin.service import ApprovalRequest
-from jarvis_otel.admin.states import FlagState, change_words, rule_words
+from jarvis_otel.admin.states import FlagState, change_words, rule_words, unknown_flag_words
 from jarvis_otel.admin.store import StoreError
 from jarvis_otel.web import flags_api
 from jarvis_otel.web.api import Operation
@@ -41,7 +40,7 @@ from jarvis_otel.web.flags_changes import (
     side_by_side,
 )
 from jarvis_otel.web.flags_counts import sparkline
-from jarvis_otel.web.flags_rows import MARKS, PAGE_SIZE, SORTS, SWITCHES, FlagRow, Wanted
+from jarvis_otel.web.flags_rows import MARKS, SORTS, SWITCHES, FlagRow, Wanted
 from jarvis_otel.web.flags_who import Asking, who_gets_what
 from jarvis_otel.web.pages import flag_path, is_htmx, render
 from jarvis_otel.web.security import author, identity
@@ -53,6 +52,7 @@ HISTORY_SHOWN = 50
 _TOLD_MAX = 256
 _DRAWN_MAX = 10_000
 _PROBLEMS_SHOWN = 5
+_ID_SHOWN = 200
 _DEFINITION_ELSEWHERE = frozenset({"name", "description", "rules", "requires", "services", "environment_defaults"})
 
 
@@ -148,9 +148,7 @@ class _Pages:
         wanted = Wanted.of(query, query.getlist("only"))
         rows = self._rows.all()
         picked = wanted.pick(rows, self._counts.total)
-        pages = max(1, -(-len(picked) // PAGE_SIZE))
-        page = min(wanted.page, pages)
-        shown = picked[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]
+        shown, page, pages = wanted.page_of(picked)
         context = {
             **self._common(request),
             "wanted": wanted,
@@ -181,7 +179,7 @@ class _Pages:
             outcome=self._outcome(request),
         )
 
-    def _draw(self, request: Request, rows: list[FlagRow]) -> list[Markup]:
+    def _draw(self, request: Request, rows: Sequence[FlagRow]) -> list[Markup]:
         templates: Environment = request.app.state.templates
         draw = templates.get_template("_flag_macros.html").module.table_row  # type: ignore[attr-defined]
         may_change = identity(request).role is not Role.VIEWER
@@ -377,9 +375,9 @@ class _Pages:
         return self._told.find(identity(request).who, request.query_params.get("outcome", ""))
 
     def _no_flag(self, request: Request, flag_id: str) -> Response:
-        snapshot = self._admin.source.snapshot
-        hint = did_you_mean(flag_id, [*snapshot.definitions, *snapshot.bad], "; the list shows them")
-        return problem(request, 404, f"no flag {flag_id[:200]!r}{hint}")
+        return problem(
+            request, 404, unknown_flag_words(self._admin.source.snapshot, flag_id[:_ID_SHOWN], "; the list shows them")
+        )
 
     def _common(self, request: Request) -> dict[str, Any]:
         return {

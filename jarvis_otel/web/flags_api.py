@@ -12,11 +12,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from jarvis_flags.hints import did_you_mean
 from jarvis_flags.tree import plain
 from jarvis_otel.admin.audit import AuditEntry
 from jarvis_otel.admin.outcome import Outcome
-from jarvis_otel.admin.states import change_words, rule_words
+from jarvis_otel.admin.states import change_words, rule_words, unknown_flag_words
 from jarvis_otel.web.api import Operation, Parameter, answer_json
 from jarvis_otel.web.errors import problem
 from jarvis_otel.web.flags_changes import STATUS, Asked, make, reason_of
@@ -29,6 +28,7 @@ __all__ = ["API_ACTIONS", "change_routes", "operations"]
 API_ACTIONS = ("enable", "disable", "toggle", "rollout", "reset")
 
 _ENTRIES_MAX = 1_000
+_ID_SHOWN = 200
 _NUMBER = re.compile(r"[1-9][0-9]{0,6}")
 _PATH = "/api/flags/{flag_id:path}"
 
@@ -155,9 +155,7 @@ class _Questions:
             return problem(request, 400, f"page: got {query['page'][:40]!r}, want a number from 1")
         wanted = Wanted.of(query, query.getlist("only"))
         picked = wanted.pick(await run_in_threadpool(self._rows.all), self._evaluations.total)
-        pages = max(1, -(-len(picked) // PAGE_SIZE))
-        page = min(wanted.page, pages)
-        shown = picked[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]
+        shown, page, pages = wanted.page_of(picked)
         return _json({"flags": [_row(row) for row in shown], "total": len(picked), "page": page, "pages": pages})
 
     async def one(self, request: Request) -> Response:
@@ -186,9 +184,8 @@ class _Questions:
         return _json({"entries": [_entry(entry) for entry in newest], "total": len(found)})
 
     def _no_flag(self, request: Request, flag_id: str) -> Response:
-        snapshot = self._admin.source.snapshot
-        hint = did_you_mean(flag_id, [*snapshot.definitions, *snapshot.bad], "; GET /api/flags lists them")
-        return problem(request, 404, f"no flag {flag_id[:200]!r}{hint}")
+        words = unknown_flag_words(self._admin.source.snapshot, flag_id[:_ID_SHOWN], "; GET /api/flags lists them")
+        return problem(request, 404, words)
 
 
 def _row(row: FlagRow) -> dict[str, Any]:

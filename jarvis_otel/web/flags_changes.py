@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -17,6 +16,7 @@ from jarvis_otel.admin.outcome import Outcome, OutcomeKind
 from jarvis_otel.admin.preview import Moves, moves, sample_users, with_override
 from jarvis_otel.admin.service import FlagAdmin
 from jarvis_otel.admin.states import FlagState, flag_state
+from jarvis_otel.query.times import parse_length
 
 __all__ = [
     "ACTIONS",
@@ -54,7 +54,6 @@ STATUS: Mapping[OutcomeKind, int] = MappingProxyType(
 )
 """HTTP's status for each way in which a change can end."""
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _NOT_SHOWN = frozenset({"by", "reason", "at"})
 _TEXT_MAX = 2_000
 
@@ -148,10 +147,7 @@ def duration(value: Any) -> float:
         if not 0 < value <= 10**9:
             raise ValueError(value)
         return float(value)
-    found = re.fullmatch(r"([0-9]{1,6})([smhd])", value.strip()) if isinstance(value, str) else None
-    if found is None or not int(found[1]):
-        raise ValueError(value)
-    return float(int(found[1]) * _UNITS[found[2]])
+    return parse_length(str(value).strip()).total_seconds()
 
 
 def _percent(value: Any) -> float:
@@ -295,11 +291,8 @@ def _proposed(admin: FlagAdmin, state: FlagState, asked: Asked) -> Override | No
         case "rollout":
             return Override("on", percentage=asked.percent)
         case "revert":
-            then: Mapping[str, Any] | None = None
-            for entry in admin.history(state.flag):
-                if entry.outcome == "applied" and entry.revision <= (asked.revision or 0):
-                    then = entry.new
-            return None if then is None else replace(Override.from_dict(then), expires_at=None)
+            then = admin.set_at(state.flag, asked.revision or 0)
+            return then and replace(then, expires_at=None)
         case _:
             return None
 

@@ -10,14 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from jarvis_flags.evaluate import CALLERS_DEFAULT, Evaluation
+from jarvis_flags.evaluate import Evaluation
 from jarvis_flags.model import EvaluationContext
 from jarvis_flags.parse import pin_name
+from jarvis_flags.request import CALLERS_DEFAULT
 from jarvis_flags.snapshot import Snapshot, changed_flags
 from jarvis_otel.admin.audit import AuditEntry
 from jarvis_otel.admin.service import FlagAdmin
 from jarvis_otel.admin.stale import STALE_DAYS, last_changes, stale_reasons
-from jarvis_otel.admin.states import FlagState, flag_state
+from jarvis_otel.admin.states import FlagState, flag_ids, flag_state
 from jarvis_otel.admin.store import StoreError
 
 __all__ = [
@@ -165,6 +166,12 @@ class Wanted:
         key = keys.get(self.sort)
         return picked if key is None else sorted(picked, key=key)  # type: ignore[arg-type]
 
+    def page_of(self, picked: Sequence[FlagRow]) -> tuple[Sequence[FlagRow], int, int]:
+        """The rows of the page that is wanted, its number, which is the last one's at most, and how many there are."""
+        pages = max(1, -(-len(picked) // PAGE_SIZE))
+        page = min(self.page, pages)
+        return picked[(page - 1) * PAGE_SIZE : page * PAGE_SIZE], page, pages
+
     def _wants(self, row: FlagRow) -> bool:
         return (
             self.switch in ("", row.switch)
@@ -230,8 +237,7 @@ class FlagRows:
                     kept.pop(flag_id, None)
             self._environments = environments
             self._note_changes(snapshot.overrides.revision)
-        ids = [*snapshot.definitions, *(flag_id for flag_id in snapshot.bad if flag_id not in snapshot.definitions)]
-        self._rows = {flag_id: kept.get(flag_id) or self._made(snapshot, flag_id) for flag_id in ids}
+        self._rows = {flag_id: kept.get(flag_id) or self._made(snapshot, flag_id) for flag_id in flag_ids(snapshot)}
         self._snapshot = snapshot
         return self._rows
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from jarvis_flags.buckets import BUCKETS, bucket, seed
-from jarvis_flags.evaluate import Evaluation, targeting_key
+from jarvis_flags.evaluate import Evaluation
 from jarvis_flags.model import EvaluationContext, FlagDefinition
+from jarvis_flags.request import targeting_key
 from jarvis_flags.snapshot import ExplainedStep, Snapshot
-from jarvis_flags.tree import load_tree, plain
+from jarvis_flags.tree import value_of
 from jarvis_otel.web.flags_rows import result_words
 
 __all__ = ["Answer", "Asking", "who_gets_what"]
@@ -54,7 +55,7 @@ class Asking:
         for line in attributes_text.splitlines()[:ATTRIBUTES_MAX]:
             name, equals, value = line.strip().partition("=")
             if equals and name:
-                attributes.append((name, _value_of(value)))
+                attributes.append((name, value_of(value)))
             elif line.strip():
                 error = f"attributes: got {line.strip()[:80]!r}, want NAME=VALUE"
         return cls(
@@ -120,10 +121,3 @@ def _place(definition: FlagDefinition | None, user: str, context: EvaluationCont
     key = targeting_key(user if by is None else context.attributes.get(str(by)))
     salt = None if rule is None else rule.salt
     return None if key is None else bucket(seed(definition.id, salt), key) * 100 / BUCKETS
-
-
-def _value_of(text: str) -> Any:
-    try:
-        return plain(load_tree(text))
-    except ValueError:
-        return text

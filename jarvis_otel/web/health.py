@@ -27,6 +27,7 @@ from jarvis_otel.query.tail import Tail
 from jarvis_otel.settings import Settings
 from jarvis_otel.spool import usage
 from jarvis_otel.web import api
+from jarvis_otel.web.errors import unreadable_logs
 from jarvis_otel.web.pages import render
 from jarvis_otel.web.scans import Budget, GoneError
 from jarvis_otel.web.site import Site
@@ -165,7 +166,7 @@ def _logs(settings: Settings) -> dict[str, Any]:
         archived = [path for stream in STREAMS for path in archived_days(directory, stream)]
         sizes = {path: _size(path) for path in (*plain, *archived)}
     except OSError as error:
-        return {**said, "problem": f"{directory}: cannot be read: {error.strerror}"}
+        return {**said, "problem": unreadable_logs(directory, error)}
     newest = sorted(plain, key=lambda path: (day_name(path.name).day, path.name), reverse=True)  # type: ignore[union-attr]
     said["days"] = [
         {"name": path.name, "bytes": sizes[path], "changed": _changed(path)} for path in newest[:DAYS_SHOWN]

@@ -20,9 +20,8 @@ from jarvis_otel.query.impact import Impact
 from jarvis_otel.query.impact_answer import audit_changes, baseline_of, estimate_text, impact_json
 from jarvis_otel.query.log_query import LogQuery
 from jarvis_otel.query.times import Interval, line_time, resolve_interval
-from jarvis_otel.terminal import printable
 from jarvis_otel.web.api import Operation, Parameter, answer_json
-from jarvis_otel.web.errors import problem
+from jarvis_otel.web.errors import problem, unreadable_logs
 from jarvis_otel.web.log_filters import LogFilters
 from jarvis_otel.web.log_rows import flag_address
 from jarvis_otel.web.pages import is_htmx, render
@@ -178,15 +177,12 @@ class _Counts:
         Raises:
             HTTPException: Nothing was.
         """
-        log_dir = printable(str(self._site.settings.log_dir))
         try:
             return job.task.result()
         except (SpentError, GoneError, asyncio.CancelledError):
             why = f"it takes more than {_IMPACT_S:.0f} s to count so many records; choose a shorter time"
-        except FileNotFoundError:
-            why = f"{log_dir}: no such directory; run the collector, or name it by log_dir"
         except OSError as error:
-            why = f"{log_dir}: cannot be read: {error.strerror}"
+            why = unreadable_logs(self._site.settings.log_dir, error)
         raise HTTPException(503, why)
 
 
@@ -233,10 +229,9 @@ class _Pages:
         except HTTPException as failed:
             said = {"errors": [str(failed.detail)]}
             return render(request, template, 200 if part else failed.status_code, **{**context, **said})
-        ends = (("from", job.interval.since), ("to", job.interval.until))
         context |= {
             "impact": impact,
-            "interval": [(word, line_time(end)) for word, end in ends if end is not None],
+            "interval": [(word, line_time(end)) for word, end in job.interval.ends()],
             "rows": [list(_cells(one)) for one in impact.variants],
             "links": [_records_of(flag, one.variant, job.interval, service) for one in impact.variants],
             "changes": impact.changes[-_CHANGES_SHOWN:],

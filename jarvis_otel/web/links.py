@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import errno
 import secrets
 import time
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 
 from jarvis_collector.access import token_digest
-from jarvis_flags.overrides import make_directory, write_file
+from jarvis_flags.files import make_directory, write_file
 from jarvis_otel.admin.author import Role
 from jarvis_otel.web.sessions import Identity
 
@@ -88,4 +88,4 @@ class Links:
                 else:
                     waiting += 1
         if waiting >= LINKS_MAX:
-            raise OSError(os.strerror(16), f"{self._dir}: {waiting} links wait already; try again in a minute")
+            raise OSError(errno.EBUSY, f"{waiting} links wait already; try again in a minute", str(self._dir))

@@ -16,7 +16,7 @@ from jarvis_otel.query.errors import QueryError
 from jarvis_otel.query.filters import Record
 from jarvis_otel.query.log_query import Criteria
 from jarvis_otel.query.times import Interval, canonical_time, line_time
-from jarvis_otel.query.where import look_up, where_filter
+from jarvis_otel.query.where import where_filter
 from jarvis_otel.settings import LEVELS
 
 __all__ = ["COLUMNS", "FIELDS", "LogFilters"]
@@ -174,7 +174,3 @@ class LogFilters:
             return self.fixed(Interval(moment - _AROUND, moment + _AROUND))
         except (ValueError, OverflowError):
             return None
-
-    def value_of(self, record: Record, column: str) -> Any:
-        """What a record has in a column."""
-        return look_up(record, column.split("."))

@@ -202,7 +202,9 @@ class _Reading:
     def _placed(self, block: bytes, start: Place, requests: RequestLines) -> list[Placed]:
         """The records of a block that match, each with its place."""
         filters = self._criteria.filters
-        placed, at = [], 0
+        placed, at = list[Placed](), 0
+        if not requests.may_hold(block):
+            return placed
         if _REQUEST_MARK not in block:
             for found in scan((block,), filters, self._add_unreadable):
                 at = _line_at(block, found.line, at)

@@ -11,6 +11,7 @@ from urllib.parse import quote, urlencode
 from jarvis_otel.query.filters import Record, flag_states
 from jarvis_otel.query.render import cut, error_text, json_text, local_time
 from jarvis_otel.query.scan import Found
+from jarvis_otel.query.where import look_up
 from jarvis_otel.settings import LEVELS
 from jarvis_otel.web.log_filters import COLUMNS, LogFilters
 from jarvis_otel.web.log_pages import Place
@@ -118,7 +119,7 @@ def row_of(found: Found, place: Place | None, filters: LogFilters) -> LogRow:
 
 
 def _cell(found: Found, column: str, filters: LogFilters) -> Cell:
-    value = filters.value_of(found.record, column)
+    value = look_up(found.record, column.split("."))
     if column == "timestamp":
         return Cell(column, local_time(found.time))
     text = "" if value is None else value if isinstance(value, str) else json_text(value)

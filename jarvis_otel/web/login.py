@@ -17,6 +17,7 @@ from starlette.routing import BaseRoute, Route
 from jarvis_collector.access import token_digest
 from jarvis_collector.config import is_loopback
 from jarvis_otel.admin.author import Author, Role
+from jarvis_otel.admin.quota import Quota
 from jarvis_otel.admin.store import Note, StoreError
 from jarvis_otel.web.errors import problem
 from jarvis_otel.web.links import Links
@@ -32,6 +33,9 @@ _logger = logging.getLogger("jarvis_otel.web")
 FAILURES_MAX = 10
 FAILURES_WINDOW_S = 60.0
 ADDRESSES_MAX = 1_000
+NOTED_A_MINUTE = 30
+"""So many failed logins a minute get into the audit, of all addresses together: who has many of them must not fill the
+disk. Nobody is locked out by that."""
 
 
 class Attempts:
@@ -70,7 +74,7 @@ def local_identity(site: Site) -> Identity:
 
 def routes(site: Site) -> list[BaseRoute]:
     """The pages of logging in and out."""
-    attempts, links = Attempts(), Links(site.settings.flags.state_dir)
+    attempts, noted, links = Attempts(), Quota(NOTED_A_MINUTE), Links(site.settings.flags.state_dir)
 
     async def log_in(request: Request) -> Response:
         target = own_path(request.query_params.get("next", ""))
@@ -93,7 +97,10 @@ def routes(site: Site) -> list[BaseRoute]:
             who = await run_in_threadpool(links.redeem, link)
         if who is None:
             attempts.failed(address)
-            await run_in_threadpool(_note, site, Identity(f"web:{address or 'unknown'}", Role.VIEWER), "refused")
+            if (missed := noted.take("failed")) is not None:
+                nobody = Identity(f"web:{address or 'unknown'}", Role.VIEWER)
+                detail = f"{missed} more failed logins were not noted" if missed else ""
+                await run_in_threadpool(_note, site, nobody, "refused", detail)
             return problem(request, 401, "this link is not valid: it was used, is too old, or jarvis web was restarted")
         await run_in_threadpool(_note, site, who, "logged in")
         if before := request.cookies.get(cookie_name(site)):
@@ -146,9 +153,9 @@ def _is_prefetch(request: Request) -> bool:
     return request.method != "GET" or "prefetch" in purpose or headers.get("sec-fetch-mode", "navigate") != "navigate"
 
 
-def _note(site: Site, who: Identity, outcome: str) -> None:
+def _note(site: Site, who: Identity, outcome: str, detail: str = "") -> None:
     """A login in the audit; where that cannot be written it is in the log."""
     try:
-        site.store.note(Author(who.who, "web", role=who.role), lambda: [Note("login", "", outcome)])
+        site.store.note(Author(who.who, "web", role=who.role), lambda: [Note("login", "", outcome, detail)])
     except StoreError as error:
         _logger.warning("%s %s, which the audit does not have: %s", who.who, outcome, error)

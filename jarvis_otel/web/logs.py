@@ -12,15 +12,14 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from jarvis_otel.query.errors import QueryError
-from jarvis_otel.query.filters import Filter, equalling
+from jarvis_otel.query.filters import Filter, equalling, names_of
 from jarvis_otel.query.log_query import Criteria
 from jarvis_otel.query.render import csv_rows, json_text, local_time
 from jarvis_otel.query.scan import json_of
 from jarvis_otel.query.times import Interval, line_time
 from jarvis_otel.settings import LEVELS
-from jarvis_otel.terminal import printable
 from jarvis_otel.web.api import Operation, Parameter, answer_json
-from jarvis_otel.web.errors import problem
+from jarvis_otel.web.errors import problem, unreadable_logs
 from jarvis_otel.web.histogram import Histogram, count_levels, svg
 from jarvis_otel.web.log_filters import COLUMNS, LogFilters
 from jarvis_otel.web.log_pages import Page, Place, Placed, newest_page
@@ -136,7 +135,7 @@ class _Pages:
         Raises:
             QueryError: One of the filters cannot be read.
         """
-        return filters.criteria(self._names_of)
+        return filters.criteria(partial(names_of, hmac_key=self._site.settings.hmac_key))
 
     async def show_page(self, request: Request) -> Response:
         """A page of records, with what narrows them."""
@@ -177,7 +176,7 @@ class _Pages:
             "csv_max": CSV_MAX,
             "tail": filters.address("/logs/tail"),
             "plain": filters.with_value("since", "").with_value("until", "").address(),
-            "interval": [(word, line_time(end)) for word, end in _ends(criteria.interval) if end is not None],
+            "interval": [(word, line_time(end)) for word, end in criteria.interval.ends()],
         }
         return render(request, "logs.html", **context)
 
@@ -315,12 +314,8 @@ class _Pages:
             return await self._site.scans.run(work, Budget(seconds), request)
         except GoneError:
             raise _FailedError(_GONE, "nobody reads the answer") from None
-        except FileNotFoundError:
-            where = printable(str(self._log_dir))
-            raise _FailedError(503, f"{where}: no such directory; run the collector, or name it by log_dir") from None
         except OSError as error:
-            where = printable(str(error.filename or self._log_dir))
-            raise _FailedError(503, f"{where}: cannot be read: {error.strerror}") from None
+            raise _FailedError(503, unreadable_logs(self._log_dir, error)) from None
 
     def _find(self, at: Place | None, uid: str | None, budget: Budget) -> Placed | None:
         """A record by its uid, looked for from its place backwards; or whatever stands at the place."""
@@ -330,15 +325,6 @@ class _Pages:
         if not page.rows or (uid is None and page.rows[0].place != at):
             return None
         return page.rows[0]
-
-    def _names_of(self, user_id: str) -> tuple[str, ...]:
-        """The names by which records know a user: the id, and its pseudonym where there is a key for one."""
-        key = self._site.settings.hmac_key
-        if not key:
-            return (user_id,)
-        from jarvis_otel.redaction import pseudonym  # noqa: PLC0415 - takes long; most questions need none
-
-        return (user_id, pseudonym(key, user_id))
 
 
 class _FailedError(Exception):
@@ -375,10 +361,6 @@ def _limit(request: Request) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 9 and 1 <= int(text) <= API_MAX):
         raise QueryError("limit", f"got {text!r}, want a whole number from 1 to {API_MAX}")
     return int(text)
-
-
-def _ends(interval: Interval) -> tuple[tuple[str, Any], ...]:
-    return ("from", interval.since), ("to", interval.until)
 
 
 def _page_json(page: Page, criteria: Criteria) -> dict[str, Any]:

@@ -23,8 +23,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from jarvis_flags.evaluate import CALLERS_DEFAULT, Evaluation, Flag
+from jarvis_flags.evaluate import Evaluation, Flag
 from jarvis_flags.provider import request_of
+from jarvis_flags.request import CALLERS_DEFAULT
 from jarvis_flags.request import Request as FlagRequest
 from jarvis_flags.snapshot import Snapshot
 from jarvis_flags.tree import plain

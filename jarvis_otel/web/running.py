@@ -7,6 +7,7 @@ import socket
 from contextlib import ExitStack
 
 from jarvis_collector.access import token_digest
+from jarvis_collector.config import reachable_url
 from jarvis_otel.fronts import open_front
 from jarvis_otel.settings import Settings
 from jarvis_otel.web.app import create_app
@@ -18,7 +19,6 @@ from jarvis_otel.web.site import Site
 __all__ = ["run_web"]
 
 FLUSH_S = 0.5
-_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - to be reached from here
 
 
 def run_web(settings: Settings, listener: socket.socket, ends: ExitStack) -> None:
@@ -32,6 +32,5 @@ def run_web(settings: Settings, listener: socket.socket, ends: ExitStack) -> Non
     front = open_front(settings, "jarvis-web", ends, flush=FLUSH_S)
     token, port = secrets.token_urlsafe(32), listener.getsockname()[1]
     site = Site(settings, front.admin, front.store, Sessions(), Events(front.source), port, token_digest(token))
-    host = _WILDCARDS.get(settings.web.host, settings.web.host)
-    url = settings.web.url or f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    url = settings.web.url or reachable_url(settings.web.host, port)
     serve(create_app(site), listener, ready=lambda: print(f"{url}/login?t={token}", flush=True))

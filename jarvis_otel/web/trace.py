@@ -12,18 +12,17 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from jarvis_flags.evaluate import result_name
 from jarvis_flags.model import EvaluationContext
+from jarvis_flags.request import result_name
 from jarvis_flags.snapshot import Snapshot
 from jarvis_otel.admin.audit import AuditEntry
 from jarvis_otel.admin.states import change_words
 from jarvis_otel.query.log_query import LogQuery, Trace
 from jarvis_otel.query.render import local_time
-from jarvis_otel.query.reproduce import Reproduction, reproduce
+from jarvis_otel.query.reproduce import Reproduction, dangerous_in, reproduce
 from jarvis_otel.query.scan import json_of
-from jarvis_otel.terminal import printable
 from jarvis_otel.web.api import Operation
-from jarvis_otel.web.errors import problem
+from jarvis_otel.web.errors import problem, unreadable_logs
 from jarvis_otel.web.log_filters import LogFilters
 from jarvis_otel.web.log_rows import flag_address, trace_address
 from jarvis_otel.web.pages import render
@@ -182,29 +181,20 @@ class _Pages:
 
     async def _read(self, request: Request, work: Callable[[Budget], Any]) -> Any:
         """What a scan gives; an answer that says why where it gives nothing."""
-        log_dir = printable(str(self._site.settings.log_dir))
         try:
             return await self._site.scans.run(work, Budget(_TRACE_S), request, large=True)
         except GoneError:
             return Response(status_code=499)
         except SpentError:
             return problem(request, 503, _SLOW)
-        except FileNotFoundError:
-            return problem(request, 503, f"{log_dir}: no such directory; run the collector, or name it by log_dir")
         except OSError as error:
-            return problem(request, 503, f"{log_dir}: cannot be read: {error.strerror}")
+            return problem(request, 503, unreadable_logs(self._site.settings.log_dir, error))
 
     def _query(self, budget: Budget) -> LogQuery:
         return LogQuery(self._site.settings.log_dir, on_part=budget.check)
 
     def _reproduction(self, trace: Trace) -> Reproduction:
-        snapshot = self._site.admin.source.snapshot
-
-        def dangerous(flag_id: str) -> bool:
-            definition = snapshot.definitions.get(flag_id)
-            return definition is None or flag_id in snapshot.bad or definition.dangerous
-
-        return reproduce(trace.flags(), dangerous, include_dangerous=False)
+        return reproduce(trace.flags(), dangerous_in(self._site.admin.source.snapshot), include_dangerous=False)
 
     def _rail(self, trace: Trace, drawn: Waterfall) -> tuple[FlagThen, ...]:
         """The flags that a trace saw, those first that give something else now."""

@@ -20,9 +20,10 @@ from typing import Any
 
 import yaml
 
+from jarvis_flags.files import write_file
 from jarvis_flags.model import FlagDefinition
-from jarvis_flags.overrides import write_file
-from jarvis_flags.parse import Problem, parse_flags
+from jarvis_flags.parse import parse_flags
+from jarvis_flags.place import Problem
 from jarvis_flags.tree import TreeError, load_tree, plain
 
 __all__ = ["add_flag", "save_flags", "set_flag_fields"]
@@ -46,7 +47,7 @@ _Levelled = dict[str, tuple[Any, int]]
 
 
 def add_flag(path: str | os.PathLike[str], definition: FlagDefinition) -> None:
-    """Adds a flag to a flag file, behind its last one; the file is made where there is none.
+    """Adds a flag to a flag file, behind its last one; file and directory are made where there are none.
 
     Args:
         path: The file, YAML or JSON; a symbolic link is followed.
@@ -62,6 +63,7 @@ def add_flag(path: str | os.PathLike[str], definition: FlagDefinition) -> None:
             raise ValueError(f"{path}: flags.{definition.id}: there is such a flag already")
         return {"flags": {definition.id: definition.to_dict()}}
 
+    _make_room(path)
     _edit(path, changes)
 
 
@@ -94,7 +96,7 @@ def save_flags(
     """Makes a flag file say just these flags; those that it says already keep their text.
 
     Args:
-        path: The file, YAML or JSON; a symbolic link is followed. It is made where there is none.
+        path: The file, YAML or JSON; a symbolic link is followed. It and its directory are made where there are none.
         definitions: All flags.
         segments: Condition trees of named segments that the flags use; the file's further ones stay.
 
@@ -124,7 +126,12 @@ def save_flags(
         }
         return {key: value for key, value in (("segments", named), ("flags", flags)) if value}
 
+    _make_room(path)
     _edit(path, changes)
+
+
+def _make_room(path: str | os.PathLike[str]) -> None:
+    Path(path).resolve().parent.mkdir(parents=True, exist_ok=True)
 
 
 def _edit(path: str | os.PathLike[str], changes_to: Callable[[Mapping[str, Any]], _Changes]) -> None:
@@ -185,6 +192,8 @@ def _tree(content: bytes, shown: str) -> Mapping[str, Any]:
         return {}
     if not isinstance(tree, Mapping):
         raise ValueError(f"{shown}: got no mapping, want a flag file")  # noqa: TRY004 - the file's fault, no type of ours
+    if not isinstance(tree.get("flags") or {}, Mapping):
+        raise ValueError(f"{shown}: flags: want a mapping of flags")
     return tree
 
 

@@ -25,23 +25,18 @@ from jarvis_flags.request import CALLERS_DEFAULT, Request, result_name, targetin
 from jarvis_flags.schedule import Schedule, parse_moment, parse_schedule
 
 __all__ = [
-    "CALLERS_DEFAULT",
     "CompiledFlag",
     "Evaluation",
     "Flag",
     "HeldFlag",
     "Inputs",
     "LapsingFlag",
-    "Request",
     "Step",
     "broken_flag",
     "compile_flag",
     "read_pin",
-    "result_name",
-    "targeting_key",
     "unknown_flag",
 ]
-
 
 _ON_WORDS = frozenset({"true", "1", "on"})
 _OFF_WORDS = frozenset({"false", "0", "off"})
@@ -86,10 +81,11 @@ class Step:
     """One step of the order.
 
     Attributes:
-        number: As design.md numbers it; rules are 7.1, 7.2, …
+        number: Its place in the order, from 1 to 9; rules are 7.1, 7.2, …
         title: What is asked.
         decide: Gives the result, or None to go on; None itself where it cannot decide in this snapshot.
         why: What holds (of a step that decides for all alike), or why it cannot decide.
+        always: Whether it decides for every request, so that nothing after it is ever asked.
     """
 
     number: str
@@ -233,7 +229,7 @@ class HeldFlag:
 
     def evaluate(self, request: Request) -> Evaluation:
         """What the flag gave at the start, unless it is off by now."""
-        now = self._now.evaluate(_again(request))
+        now = self._now.evaluate(request.afresh())
         return self._started.evaluate(request) if now.on else now
 
 
@@ -281,7 +277,7 @@ def broken_flag(flag_id: str, problem: str, inputs: Inputs, *, dangerous: bool, 
 
 
 def compile_flag(definition: FlagDefinition, inputs: Inputs) -> Flag:
-    """Compiles a flag: the evaluation order of design.md 3.2, step by step.
+    """Compiles a flag: the evaluation order, step by step. It is released, and never changes.
 
     Args:
         definition: A definition that was checked by `parse`.
@@ -425,15 +421,11 @@ def _prerequisites(definition: FlagDefinition, inputs: Inputs, results: _Results
     def decide(request: Request) -> Evaluation | None:
         for other, result in failed:
             flag = find(other)
-            if flag is None or not flag.evaluate(_again(request)).on:
+            if flag is None or not flag.evaluate(request.afresh()).on:
                 return result
         return None
 
     return Step("4", "prerequisites", decide, f"it requires {', '.join(definition.requires)}")
-
-
-def _again(request: Request) -> Request:
-    return Request(request.user, request.environment, request.request_id, request.attributes)
 
 
 def _override(definition: FlagDefinition, inputs: Inputs, results: _Results) -> Step:

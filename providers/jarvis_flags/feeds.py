@@ -14,15 +14,14 @@ from typing import Any, Protocol
 
 import orjson
 
+from jarvis_flags.files import make_directory, write_file
 from jarvis_flags.locking import LOCK_WAIT_S, held
 from jarvis_flags.overrides import (
     OVERRIDES_FILE,
     Override,
     OverrideError,
     OverrideSet,
-    make_directory,
     read_overrides,
-    write_file,
 )
 from jarvis_flags.slots import Slots
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, cast
 
-__all__ = ["EvaluationContext", "FlagDefinition", "FlagStatus", "FlagType", "RolloutRule"]
+__all__ = ["RULE_TYPES", "EvaluationContext", "FlagDefinition", "FlagStatus", "FlagType", "RolloutRule"]
 
 
 class FlagType(StrEnum):
@@ -28,14 +29,17 @@ class FlagStatus(StrEnum):
     DISABLED = "disabled"
 
 
-_TYPE_OF_RULE = {
-    "percentage": FlagType.PERCENTAGE,
-    "user_ids": FlagType.USER_SEGMENT,
-    "user_segment": FlagType.USER_SEGMENT,
-    "environments": FlagType.ENVIRONMENT,
-    "schedule": FlagType.SCHEDULE,
-    "jsonlogic": FlagType.USER_SEGMENT,
-}
+RULE_TYPES: Mapping[str, FlagType] = MappingProxyType(
+    {
+        "percentage": FlagType.PERCENTAGE,
+        "user_ids": FlagType.USER_SEGMENT,
+        "user_segment": FlagType.USER_SEGMENT,
+        "environments": FlagType.ENVIRONMENT,
+        "schedule": FlagType.SCHEDULE,
+        "jsonlogic": FlagType.USER_SEGMENT,
+    }
+)
+"""The types of rules, and what each makes of a flag."""
 
 
 @dataclass
@@ -125,7 +129,7 @@ class FlagDefinition:
         """What decides it: the kind of its first rule, or its switch alone."""
         if not self.rules:
             return FlagType.BOOLEAN
-        return _TYPE_OF_RULE[max(self.rules, key=lambda rule: rule.priority).type]
+        return RULE_TYPES[max(self.rules, key=lambda rule: rule.priority).type]
 
     @property
     def value_type(self) -> str:

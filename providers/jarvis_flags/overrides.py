@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,20 +10,23 @@ from typing import Any
 
 import orjson
 
+from jarvis_flags.buckets import threshold
+
 __all__ = [
     "AUDIT_FILE",
     "OVERRIDES_FILE",
     "Override",
     "OverrideError",
     "OverrideSet",
-    "make_directory",
+    "override_of",
     "read_overrides",
-    "write_file",
 ]
 
 OVERRIDES_FILE = "overrides.json"
 AUDIT_FILE = "audit.jsonl"
 FORMAT = 1
+_LATEST = 253_402_300_799
+"""The last second that has a date, in Unix seconds."""
 
 
 class OverrideError(ValueError):
@@ -118,7 +120,7 @@ class OverrideSet:
         if not isinstance(revision, int) or isinstance(revision, bool) or not isinstance(listed, dict):
             raise OverrideError("want a whole `revision` and a mapping `overrides`")
         return cls(
-            revision, MappingProxyType({flag_id: _override(flag_id, value) for flag_id, value in listed.items()})
+            revision, MappingProxyType({flag_id: override_of(flag_id, value) for flag_id, value in listed.items()})
         )
 
     def standing(self, now: float) -> OverrideSet:
@@ -131,15 +133,29 @@ class OverrideSet:
         return self if len(kept) == len(self.overrides) else OverrideSet(self.revision, MappingProxyType(kept))
 
 
-def _override(flag_id: str, value: Any) -> Override:
+def override_of(flag_id: str, value: Any) -> Override:
+    """The override that a value of the file, or of the audit, says.
+
+    Args:
+        flag_id: The flag, for messages.
+        value: What `Override.to_dict` wrote.
+
+    Raises:
+        OverrideError: It is something else.
+    """
     if not isinstance(value, dict) or value.get("state") not in ("on", "off"):
         raise OverrideError(f"{flag_id}: want a mapping with the state on or off")
     percentage, variant, expires_at = (value.get(key) for key in ("percentage", "variant", "expires_at"))
-    for key, number, most in (("percentage", percentage, 100.0), ("expires_at", expires_at, float("inf"))):
+    for key, number, most in (("percentage", percentage, 100), ("expires_at", expires_at, _LATEST)):
         if number is not None and (
             isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= most
         ):
-            raise OverrideError(f"{flag_id}.{key}: got {number!r}, want a number")
+            raise OverrideError(f"{flag_id}.{key}: got {number!r}, want a number from 0 to {most}")
+    if percentage is not None:
+        try:
+            threshold(percentage)
+        except ValueError as error:
+            raise OverrideError(f"{flag_id}.percentage: {error}") from None
     if variant is not None and not isinstance(variant, str):
         raise OverrideError(f"{flag_id}.variant: got {variant!r}, want text")
     texts = {key: str(value.get(key, "")) for key in ("by", "reason", "at")}
@@ -166,49 +182,3 @@ def read_overrides(state_dir: Path) -> OverrideSet:
         raise OverrideError(f"{path}: cannot be read: {error.strerror}") from None
     except OverrideError as error:
         raise OverrideError(f"{path}: {error}") from None
-
-
-def make_directory(directory: Path) -> None:
-    """Makes a directory of run-time state, and those above it that are missing, closed to strangers.
-
-    Raises:
-        OSError: It cannot be made.
-    """
-    if directory.is_dir():
-        return
-    for place in (*reversed(directory.parents), directory):
-        if not place.exists():
-            place.mkdir(mode=0o750, exist_ok=True)
-
-
-def write_file(path: Path, content: bytes, *, durable: bool = True, mode: int = 0o640) -> None:
-    """Replaces a file whole: readers see the old or the new content, never a part.
-
-    Args:
-        path: The file; its directory must exist.
-        content: All of it.
-        durable: Also wait until it is safe from a loss of power.
-        mode: Who may read and write it.
-
-    Raises:
-        OSError: It cannot be written; the old file stands.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, mode)
-            file.write(content)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    if durable:
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)

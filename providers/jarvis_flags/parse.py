@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -12,16 +12,16 @@ from jarvis_flags.buckets import FLAGD_HASHES, threshold
 from jarvis_flags.conditions import OPERATORS, ConditionError, Predicate, all_of, any_of, compile_condition
 from jarvis_flags.hints import did_you_mean
 from jarvis_flags.jsonlogic import WEIGHT_MAX, Frame, Logic, LogicError, compile_logic, truthy
-from jarvis_flags.model import FlagDefinition, FlagStatus, RolloutRule
+from jarvis_flags.model import RULE_TYPES, FlagDefinition, FlagStatus, RolloutRule
+from jarvis_flags.place import Place, Problem, shown
 from jarvis_flags.schedule import ScheduleError, parse_moment, parse_schedule
-from jarvis_flags.tree import NumberText, TreeMap, plain
+from jarvis_flags.tree import NumberText, plain
 
 __all__ = [
+    "TOP_KEYS",
     "FlagSet",
-    "Problem",
     "Segment",
     "compile_segment",
-    "merge_local",
     "parse_flag",
     "parse_flags",
     "parse_more",
@@ -31,57 +31,14 @@ __all__ = [
 FLAGS_MAX = 100_000
 DEPTH_MAX = 20
 
-_TOP = ("$schema", "version", "environment", "segments", "flags")
-_FLAG = (
-    "name",
-    "description",
-    "category",
-    "owner",
-    "services",
-    "enabled",
-    "status",
-    "rules",
-    "environment_defaults",
-    "requires",
-    "variants",
-    "default",
-    "created_at",
-    "updated_at",
-    "expires_at",
-    "on_expiry",
-    "requires_restart",
-    "dangerous",
-    "approvals",
-    "metadata",
-)
-_RULE = ("type", "value", "priority", "variant", "salt", "by", "hash", "segment", "environments")
-_RULE_TYPES = ("percentage", "user_ids", "user_segment", "environments", "schedule", "jsonlogic")
+TOP_KEYS = ("$schema", "version", "environment", "segments", "flags")
+"""What a flag file may hold."""
+
+_FLAG = tuple(item.name for item in fields(FlagDefinition) if item.name != "id")
+_RULE = tuple(item.name for item in fields(RolloutRule))
 _INT_MAX = 2**53 - 1
 _NO_FRAME = Frame()
 _NOT_IN_NAMES = re.compile("[^A-Z0-9]")
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What is wrong with a flag file, and where.
-
-    Attributes:
-        file: The file's path as it was named.
-        line: From 1; 0 where none is known.
-        path: Where in the document, e.g. `flags.DEXTER.rules[1].value`; empty for the whole of it.
-        message: What was got and what was wanted.
-        flag: The flag that cannot be used because of it, if any.
-    """
-
-    file: str
-    line: int
-    path: str
-    message: str
-    flag: str | None = None
-
-    def __str__(self) -> str:
-        place = f"{self.file}:{self.line}" if self.line else self.file
-        return f"{place}: {self.path}: {self.message}" if self.path else f"{place}: {self.message}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,120 +73,6 @@ def pin_name(flag_id: str) -> str:
     return "FF_" + _NOT_IN_NAMES.sub("_", flag_id.upper())
 
 
-class _LocalLine(int):
-    """A line of another file than the one around it."""
-
-    file: str
-
-
-class _Place:
-    """A value in the document: where it is, and the reporting of what is wrong with it."""
-
-    __slots__ = ("file", "key", "line", "path", "problems", "value")
-
-    def __init__(  # noqa: PLR0917 - made in one place, and for each value of a file
-        self, value: Any, path: str, line: int, file: str, problems: list[Problem], key: str = ""
-    ) -> None:
-        self.value = value
-        self.key = key
-        self.path = path
-        self.line = line
-        self.file = file
-        self.problems = problems
-
-    def wrong(self, message: str) -> None:
-        self.problems.append(Problem(self.file, self.line, self.path, message))
-
-    def at(self, key: str | int) -> _Place:
-        """The value under a key or an index; None where it is absent."""
-        lines: Any = getattr(self.value, "lines", None)
-        if isinstance(key, int):
-            value, path = self.value[key], f"{self.path}[{key}]"
-            line = lines[key] if lines else self.line
-        else:
-            value, path = self.value.get(key), f"{self.path}.{key}" if self.path else key
-            line = lines.get(key, self.line) if lines else self.line
-        return _Place(value, path, line, getattr(line, "file", self.file), self.problems, str(key))
-
-    def each(self) -> Iterable[_Place]:
-        return (self.at(key) for key in (range(len(self.value)) if isinstance(self.value, list) else self.value))
-
-    def mapping(self) -> bool:
-        if not isinstance(self.value, Mapping):
-            self.wrong(f"got {_shown(self.value)}, want a mapping")
-            return False
-        return True
-
-    def known(self, keys: tuple[str, ...]) -> None:
-        for key in self.value:
-            if key not in keys:
-                self.at(key).wrong("unknown field" + did_you_mean(key, keys, "; want one of " + ", ".join(keys)))
-
-    def text(self, default: str = "") -> str:
-        value = self.value
-        if value is None:
-            return default
-        if isinstance(value, str):
-            return value
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return str(getattr(value, "text", value))
-        self.wrong(f"got {_shown(value)}, want text")
-        return default
-
-    def boolean(self, *, default: bool = False) -> bool:
-        if self.value is None:
-            return default
-        if isinstance(self.value, bool):
-            return self.value
-        self.wrong(f"got {_shown(self.value)}, want true or false")
-        return default
-
-    def choice(self, allowed: tuple[str, ...]) -> str | None:
-        if self.value in allowed:
-            return str(self.value)
-        hint = did_you_mean(self.value, allowed)
-        self.wrong(f"got {_shown(self.value)}, want one of {', '.join(allowed)}{hint}")
-        return None
-
-    def whole(self, default: int, low: int, high: int) -> int:
-        if self.value is None:
-            return default
-        if isinstance(self.value, int) and not isinstance(self.value, bool) and low <= self.value <= high:
-            return self.value
-        self.wrong(f"got {_shown(self.value)}, want a whole number from {low} to {high}")
-        return default
-
-    def texts(self) -> list[str]:
-        """A list of texts; whole numbers are taken as theirs."""
-        if self.value is None:
-            return []
-        if not isinstance(self.value, list):
-            self.wrong(f"got {_shown(self.value)}, want a list")
-            return []
-        texts = []
-        for index, item in enumerate(self.value):
-            if isinstance(item, str) or (isinstance(item, int) and not isinstance(item, bool)):
-                texts.append(str(item))
-            else:
-                self.at(index).wrong(f"got {_shown(item)}, want text or a whole number")
-        return texts
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, NumberText):
-        return value.text
-    if value is None:
-        return "nothing"
-    if isinstance(value, Mapping):
-        return "a mapping"
-    if isinstance(value, list):
-        return "a list"
-    text = repr(value) if isinstance(value, str) else str(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
-
-
 def parse_flags(tree: Any, file: str) -> FlagSet:
     """Reads a whole flag file; a flag with something wrong in it is left out, the others are not.
 
@@ -238,17 +81,17 @@ def parse_flags(tree: Any, file: str) -> FlagSet:
         file: The file's name in messages.
     """
     problems: list[Problem] = []
-    root = _Place(tree, "", getattr(tree, "line", 0), file, problems)
+    root = Place(tree, "", getattr(tree, "line", 0), file, problems)
     if tree is None:
         return FlagSet({}, {}, {})
     if not root.mapping():
         return FlagSet({}, {}, {}, None, tuple(problems))
-    root.known(_TOP)
+    root.known(TOP_KEYS)
     environment = root.at("environment").text() or None
     segments, bad_segments = _segments(root.at("segments"))
     flags: dict[str, FlagDefinition] = {}
     bad: dict[str, bool] = {}
-    places: dict[str, _Place] = {}
+    places: dict[str, Place] = {}
     listed = root.at("flags")
     if listed.value is not None and listed.mapping():
         if len(listed.value) > FLAGS_MAX:
@@ -264,7 +107,7 @@ def parse_flags(tree: Any, file: str) -> FlagSet:
     for flag_id, cycle in _cycles(flags).items():
         places[flag_id].at("requires").wrong(f"a cycle: {' → '.join(cycle)}")
         bad[flag_id] = flags.pop(flag_id).dangerous
-        problems[-1] = _of_flag(problems[-1], flag_id)
+        problems[-1] = replace(problems[-1], flag=flag_id)
     for flag_id, flag in flags.items():
         for other in flag.requires:
             if other not in flags and other not in bad:
@@ -291,7 +134,7 @@ def parse_more(
     """
     problems: list[Problem] = []
     flags = {flag_id: base.flags[flag_id] for flag_id in before}
-    for place in _Place(listed, "flags", 0, file, problems).each():
+    for place in Place(listed, "flags", 0, file, problems).each():
         definition = parse_flag(place.key, place, base.segments)
         if definition is not None:
             flags[place.key] = definition
@@ -304,7 +147,7 @@ def parse_more(
 
 def parse_flag(
     flag_id: str,
-    place: _Place | Mapping[str, Any],
+    place: Place | Mapping[str, Any],
     segments: Mapping[str, Segment],
     bad_segments: frozenset[str] = frozenset(),
 ) -> FlagDefinition | None:
@@ -319,28 +162,24 @@ def parse_flag(
     Raises:
         ValueError: A plain mapping was given and something is wrong in it.
     """
-    if not isinstance(place, _Place):
+    if not isinstance(place, Place):
         found: list[Problem] = []
-        definition = parse_flag(flag_id, _Place(place, flag_id, 0, "", found), segments, bad_segments)
+        definition = parse_flag(flag_id, Place(place, flag_id, 0, "", found), segments, bad_segments)
         if definition is None:
             raise ValueError("; ".join(f"{problem.path}: {problem.message}" for problem in found))
         return definition
     before = len(place.problems)
     definition = _flag(flag_id, place, segments, bad_segments)
     for index in range(before, len(place.problems)):
-        place.problems[index] = _of_flag(place.problems[index], flag_id)
+        place.problems[index] = replace(place.problems[index], flag=flag_id)
     return definition if len(place.problems) == before else None
 
 
-def _of_flag(problem: Problem, flag_id: str) -> Problem:
-    return Problem(problem.file, problem.line, problem.path, problem.message, flag_id)
-
-
 def _flag(
-    flag_id: str, place: _Place, segments: Mapping[str, Segment], bad_segments: frozenset[str]
+    flag_id: str, place: Place, segments: Mapping[str, Segment], bad_segments: frozenset[str]
 ) -> FlagDefinition | None:
     if not flag_id or len(flag_id) > 200 or not flag_id.isprintable():
-        place.wrong(f"got the id {_shown(flag_id)}, want 1 to 200 printable characters")
+        place.wrong(f"got the id {shown(flag_id)}, want 1 to 200 printable characters")
     if not place.mapping():
         return None
     place.known(_FLAG)
@@ -383,7 +222,7 @@ def _flag(
     )
 
 
-def _variants(place: _Place) -> Mapping[str, Any] | None:
+def _variants(place: Place) -> Mapping[str, Any] | None:
     if place.value is None:
         return None
     if not place.mapping():
@@ -396,7 +235,7 @@ def _variants(place: _Place) -> Mapping[str, Any] | None:
         if value is None:
             variant.wrong("got nothing, want a value")
         elif isinstance(value, float) and not abs(value) <= float("1e308"):
-            variant.wrong(f"got {_shown(value)}, want a finite number")
+            variant.wrong(f"got {shown(value)}, want a finite number")
         elif isinstance(value, int) and abs(value) > _INT_MAX:
             variant.wrong(f"got {value}, want a whole number within ±(2^53-1); write it as text")
         kinds.add(_kind(value))
@@ -418,27 +257,27 @@ def _kind(value: Any) -> str:
     return "float" if isinstance(value, float) else "object"
 
 
-def _metadata(place: _Place) -> Mapping[str, bool | int | float | str]:
+def _metadata(place: Place) -> Mapping[str, bool | int | float | str]:
     if place.value is None or not place.mapping():
         return {}
     for entry in place.each():
         if not isinstance(entry.value, bool | int | float | str):
-            entry.wrong(f"got {_shown(entry.value)}, want text, a number, true or false")
+            entry.wrong(f"got {shown(entry.value)}, want text, a number, true or false")
     return MappingProxyType(plain(place.value))
 
 
-def _environment_defaults(place: _Place, names: tuple[str, ...], *, typed: bool) -> Mapping[str, bool | str]:
+def _environment_defaults(place: Place, names: tuple[str, ...], *, typed: bool) -> Mapping[str, bool | str]:
     if place.value is None or not place.mapping():
         return {}
     for entry in place.each():
         if not isinstance(entry.value, bool) and not (typed and entry.value in names):
             wanted = f"true, false or one of {', '.join(names)}" if typed else "true or false"
-            entry.wrong(f"got {_shown(entry.value)}, want {wanted}")
+            entry.wrong(f"got {shown(entry.value)}, want {wanted}")
     return MappingProxyType(dict(place.value))
 
 
 def _rules(
-    place: _Place,
+    place: Place,
     variants: tuple[str, ...],
     segments: Mapping[str, Segment],
     bad_segments: frozenset[str],
@@ -446,7 +285,7 @@ def _rules(
     if place.value is None:
         return []
     if not isinstance(place.value, list):
-        place.wrong(f"got {_shown(place.value)}, want a list of rules")
+        place.wrong(f"got {shown(place.value)}, want a list of rules")
         return []
     rules = []
     for rule in place.each():
@@ -457,12 +296,12 @@ def _rules(
 
 
 def _rule(
-    place: _Place,
+    place: Place,
     variants: tuple[str, ...],
     segments: Mapping[str, Segment],
     bad_segments: frozenset[str],
 ) -> RolloutRule:
-    kind = place.at("type").choice(_RULE_TYPES)
+    kind = place.at("type").choice(tuple(RULE_TYPES))
     value = place.at("value")
     taken: Any = value.value
     hash_name = place.at("hash")
@@ -526,19 +365,20 @@ def _rule(
     )
 
 
-def _percentage(place: _Place) -> float:
+def _percentage(place: Place) -> float:
     value = place.value
     if isinstance(value, bool) or not isinstance(value, int | float):
-        place.wrong(f"got {_shown(value)}, want a number from 0 to 100, or weights by variant")
+        place.wrong(f"got {shown(value)}, want a number from 0 to 100, or weights by variant")
         return 0
     try:
         threshold(value)
     except ValueError as error:
         place.wrong(str(error))
+        return 0
     return float(value) if isinstance(value, float) else value
 
 
-def _logic(place: _Place, hash_name: str | None) -> Logic | None:
+def _logic(place: Place, hash_name: str | None) -> Logic | None:
     try:
         return compile_logic(plain(place.value), hash_name if hash_name in FLAGD_HASHES else None)
     except LogicError as error:
@@ -546,7 +386,7 @@ def _logic(place: _Place, hash_name: str | None) -> Logic | None:
         return None
 
 
-def _split(place: _Place, variants: tuple[str, ...], *, flagd: bool) -> Mapping[str, float]:
+def _split(place: Place, variants: tuple[str, ...], *, flagd: bool) -> Mapping[str, float]:
     weights = {}
     for weight in place.each():
         name = weight.key
@@ -565,7 +405,7 @@ def _split(place: _Place, variants: tuple[str, ...], *, flagd: bool) -> Mapping[
     return MappingProxyType(weights)
 
 
-def _segments(place: _Place) -> tuple[dict[str, Segment], frozenset[str]]:
+def _segments(place: Place) -> tuple[dict[str, Segment], frozenset[str]]:
     segments: dict[str, Segment] = {}
     bad = set()
     if place.value is not None and place.mapping():
@@ -591,7 +431,7 @@ def _condition_tree(tree: Any) -> Any:
 
 
 def _segment(
-    place: _Place, segments: Mapping[str, Segment], bad: frozenset[str], frame: Frame = _NO_FRAME
+    place: Place, segments: Mapping[str, Segment], bad: frozenset[str], frame: Frame = _NO_FRAME
 ) -> Predicate | None:
     """A segment by its name, or a condition tree in place."""
     if not isinstance(place.value, str):
@@ -602,7 +442,7 @@ def _segment(
         place.wrong(f"the segment {place.value!r} cannot be used: see its own errors")
         return None
     hint = did_you_mean(place.value, [*segments, *bad], "; define it under `segments:`")
-    place.wrong(f"unknown segment {_shown(place.value)}{hint}")
+    place.wrong(f"unknown segment {shown(place.value)}{hint}")
     return None
 
 
@@ -614,12 +454,12 @@ def compile_segment(value: Any, segments: Mapping[str, Segment], frame: Frame = 
         segments: The named segments.
         frame: What JSONLogic in the tree finds as `$flagd`.
     """
-    predicate = _segment(_Place(value, "", 0, "", []), segments, frozenset(), frame)
+    predicate = _segment(Place(value, "", 0, "", []), segments, frozenset(), frame)
     assert predicate is not None, "the definition was checked when it was loaded"
     return predicate
 
 
-def _condition(place: _Place, depth: int, frame: Frame = _NO_FRAME) -> Predicate | None:
+def _condition(place: Place, depth: int, frame: Frame = _NO_FRAME) -> Predicate | None:
     if depth > DEPTH_MAX:
         place.wrong(f"nested deeper than {DEPTH_MAX}")
         return None
@@ -639,7 +479,7 @@ def _condition(place: _Place, depth: int, frame: Frame = _NO_FRAME) -> Predicate
     place.known(("attribute", "op", "value"))
     attribute, operator = place.at("attribute"), place.at("op")
     if not isinstance(attribute.value, str) or not attribute.value:
-        attribute.wrong(f"got {_shown(attribute.value)}, want an attribute's name (or all, any, not, jsonlogic)")
+        attribute.wrong(f"got {shown(attribute.value)}, want an attribute's name (or all, any, not, jsonlogic)")
         return None
     if operator.choice(tuple(OPERATORS)) is None:
         return None
@@ -651,7 +491,7 @@ def _condition(place: _Place, depth: int, frame: Frame = _NO_FRAME) -> Predicate
         return None
 
 
-def _logic_condition(place: _Place, frame: Frame) -> Predicate | None:
+def _logic_condition(place: Place, frame: Frame) -> Predicate | None:
     place.known(("jsonlogic", "hash"))
     hash_name = place.at("hash")
     if hash_name.value is not None:
@@ -673,10 +513,10 @@ def _logic_condition(place: _Place, frame: Frame) -> Predicate | None:
 
 
 def _combined(
-    place: _Place, combine: Callable[[Sequence[Predicate]], Predicate], depth: int, frame: Frame
+    place: Place, combine: Callable[[Sequence[Predicate]], Predicate], depth: int, frame: Frame
 ) -> Predicate | None:
     if not isinstance(place.value, list) or not place.value:
-        place.wrong(f"got {_shown(place.value)}, want a list of conditions")
+        place.wrong(f"got {shown(place.value)}, want a list of conditions")
         return None
     parts = [_condition(part, depth + 1, frame) for part in place.each()]
     if any(part is None for part in parts):
@@ -717,81 +557,3 @@ def _collisions(flag_ids: list[str]) -> list[tuple[str, str]]:
     return [
         (first[pin], flag_id) for flag_id in flag_ids if first.setdefault(pin := pin_name(flag_id), flag_id) != flag_id
     ]
-
-
-def merge_local(tree: Any, local: Any, local_file: str, *, off_only: bool) -> tuple[Any, list[Problem]]:
-    """Lays a local file over a flag file, field by field; lists are replaced.
-
-    Args:
-        tree: The flag file's tree; it is not changed.
-        local: The local file's tree.
-        local_file: Its name in messages.
-        off_only: Take only what can but turn a flag off (the rule for prod).
-
-    Returns:
-        The merged tree, and what was not taken.
-    """
-    problems: list[Problem] = []
-    place = _Place(local, "", getattr(local, "line", 0), local_file, problems)
-    if local is None or not place.mapping() or not isinstance(tree, Mapping):
-        return tree, problems
-    merged = _copied(tree)
-    for key in local:
-        section = place.at(key)
-        if key not in ("flags", "segments"):
-            if not off_only and key in _TOP:
-                _put(merged, key, section)
-            continue
-        if not section.mapping() or (off_only and key == "segments"):
-            if off_only:
-                section.wrong(
-                    "not taken: in prod a local file may only turn flags off (JARVIS_ALLOW_LOCAL=1 lifts this)"
-                )
-            continue
-        target = _copied(merged.get(key) or {})
-        for entry in section.each():
-            _merge_entry(target, entry.key, entry, off_only=off_only)
-        merged[key] = target
-    return merged, problems
-
-
-def _merge_entry(target: TreeMap, name: str, entry: _Place, *, off_only: bool) -> None:
-    if not isinstance(entry.value, Mapping) or not isinstance(target.get(name), Mapping):
-        if off_only:
-            entry.wrong("not taken: in prod a local file may only turn flags off (JARVIS_ALLOW_LOCAL=1 lifts this)")
-        else:
-            _put(target, name, entry)
-        return
-    fields = _copied(target[name])
-    for item in entry.each():
-        key = item.key
-        if off_only and not _turns_off(key, item.value):
-            item.wrong("not taken: in prod a local file may only turn flags off (JARVIS_ALLOW_LOCAL=1 lifts this)")
-        elif isinstance(item.value, Mapping) and isinstance(fields.get(key), Mapping):
-            inner = _copied(fields[key])
-            for leaf in item.each():
-                _put(inner, leaf.key, leaf)
-            fields[key] = inner
-        else:
-            _put(fields, key, item)
-    target[name] = fields
-
-
-def _turns_off(key: str, value: Any) -> bool:
-    if key == "environment_defaults":
-        return isinstance(value, Mapping) and all(item is False for item in value.values())
-    return (key == "enabled" and value is False) or (key == "status" and value == "disabled")
-
-
-def _copied(tree: Mapping[str, Any]) -> TreeMap:
-    copy = TreeMap(getattr(tree, "line", 0))
-    copy.update(tree)
-    copy.lines.update(getattr(tree, "lines", {}))
-    return copy
-
-
-def _put(target: TreeMap, key: str, place: _Place) -> None:
-    target[key] = place.value
-    line = _LocalLine(place.line)
-    line.file = place.file
-    target.lines[key] = line

@@ -24,7 +24,7 @@ from jarvis_flags.settings import FlagSettings
 from jarvis_flags.snapshot import Snapshot, changed_flags
 from jarvis_flags.source import Change, FileSource, FlagSource
 
-__all__ = ["PROVIDER_NAME", "YamlFlagProvider", "request_of"]
+__all__ = ["YamlFlagProvider", "request_of"]
 
 _Value = TypeVar("_Value")
 
@@ -71,7 +71,9 @@ class YamlFlagProvider(AbstractProvider):
 
     def _settings_in_force(self) -> FlagSettings:
         settings = self._settings or FlagSettings.load()
-        return settings if self._path is None else _with_file(settings, Path(self._path).absolute())
+        if self._path is None:
+            return settings
+        return replace(settings, flags_file=Path(self._path).absolute(), flags_file_named=True)
 
     def _open(self) -> FileSource:
         settings = self._settings_in_force()
@@ -262,10 +264,6 @@ def _trouble(snapshot: Snapshot) -> str:
     """What keeps flags from being used, in one line; empty where nothing does."""
     serious = [str(problem) for problem in snapshot.problems if problem.flag is not None or not problem.path]
     return "; ".join(serious)
-
-
-def _with_file(settings: FlagSettings, path: Path) -> FlagSettings:
-    return replace(settings, flags_file=path, flags_file_named=True)
 
 
 def _type_name(value: Any) -> str:

@@ -52,6 +52,10 @@ class Request:
         self.request_id = request_id
         self.attributes = attributes
 
+    def afresh(self) -> Request:
+        """The same question, of which nothing has been found out yet."""
+        return Request(self.user, self.environment, self.request_id, self.attributes)
+
     def own(self, name: str) -> str | None:
         """What a condition finds under an attribute that the request has of itself."""
         if name == "environment":

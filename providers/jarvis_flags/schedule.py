@@ -157,10 +157,13 @@ def _hours(value: Mapping[str, Any]) -> tuple[time, time] | None:
     if text is None:
         return None
     try:
-        begin, finish = (part.strip() for part in text.split("-"))
-        return time.fromisoformat(begin), time.max if finish == "24:00" else time.fromisoformat(finish)
+        first, last = (part.strip() for part in text.split("-"))
+        begin, finish = time.fromisoformat(first), time.max if last == "24:00" else time.fromisoformat(last)
     except (ValueError, AttributeError):
         raise ScheduleError("hours", f"got {text!r}, want a span such as 09:00-17:30") from None
+    if begin.tzinfo or finish.tzinfo:
+        raise ScheduleError("hours", f"got {text!r}, want no offset in it; `timezone` says where the hours are")
+    return begin, finish
 
 
 def _ramp(value: Mapping[str, Any], zone: tzinfo) -> tuple[float, float, float, float] | None:

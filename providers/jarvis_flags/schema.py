@@ -42,17 +42,20 @@ _DAY = {
 }
 
 
-def _said(description: str, shape: Mapping[str, Any]) -> _Schema:
-    return {"description": description, **shape}
+def _said(description: str, shape: Mapping[str, Any], *examples: Any) -> _Schema:
+    return {"description": description, **shape, **({"examples": list(examples)} if examples else {})}
 
 
 _DOCUMENT: Mapping[str, _Schema] = {
-    "$schema": _said("Where an editor finds this schema.", {}),
-    "version": _said("The version of the file's format.", {"examples": ["1.0"]}),
-    "environment": _said("The environment where neither JARVIS_ENVIRONMENT nor the resource names one.", _TEXT),
+    "$schema": _said("Where an editor finds this schema.", {}, "./flags.schema.json"),
+    "version": _said("The version of the file's format.", {}, "1.0"),
+    "environment": _said(
+        "The environment where neither JARVIS_ENVIRONMENT nor the resource names one.", _TEXT, "staging"
+    ),
     "segments": _said(
         "Named segments that rules refer to.",
         {"type": "object", "additionalProperties": {"$ref": "#/$defs/condition"}},
+        {"pro": {"attribute": "plan", "op": "in", "value": ["pro", "team"]}},
     ),
     "flags": _said(
         "The flags by their ids.",
@@ -61,32 +64,37 @@ _DOCUMENT: Mapping[str, _Schema] = {
             "propertyNames": {"minLength": 1, "maxLength": 200},
             "additionalProperties": {"$ref": "#/$defs/flag"},
         },
+        {"NEW_UI": {"name": "New UI", "enabled": False}},
     ),
 }
 
 _FLAG: Mapping[str, _Schema] = {
-    "name": _said("What people call it.", _TEXT),
-    "description": _said("What it does.", _TEXT),
-    "category": _said("What it is listed under.", {**_TEXT, "default": "general"}),
-    "owner": _said("The team or person that answers for it.", _TEXT),
-    "services": _said("Services whose records list it even where it was not evaluated.", _TEXTS),
+    "name": _said("What people call it.", _TEXT, "New UI"),
+    "description": _said("What it does.", _TEXT, "Inline buttons and improved navigation"),
+    "category": _said("What it is listed under.", {**_TEXT, "default": "general"}, "trading"),
+    "owner": _said("The team or person that answers for it.", _TEXT, "ui-team"),
+    "services": _said("Services whose records list it even where it was not evaluated.", _TEXTS, ["telegram"]),
     "enabled": _said(
         "What holds where nothing else decides: false unless set, but true for a flag with variants.",
         {"type": "boolean"},
+        True,
     ),
     "status": _said(
         "Where it is in its life: a disabled flag is off whatever else is said, a deprecated one warns.",
         {"enum": list(FlagStatus), "default": FlagStatus.ACTIVE},
+        "deprecated",
     ),
     "rules": _said(
         "Who gets what: highest priority first, equal ones in the order of the file.",
         {"type": "array", "items": {"$ref": "#/$defs/rule"}},
+        [{"type": "user_ids", "value": ["42"], "priority": 9}, {"type": "percentage", "value": 25}],
     ),
     "environment_defaults": _said(
         "On or off, or the name of a variant, by environment where no rule decides.",
         {"type": "object", "additionalProperties": {"type": ["boolean", "string"]}},
+        {"dev": True, "prod": False},
     ),
-    "requires": _said("Ids of flags that must be on for this one to be on.", _TEXTS),
+    "requires": _said("Ids of flags that must be on for this one to be on.", _TEXTS, ["API_V2"]),
     "variants": _said(
         "Its values by name, all of one type; without them it is a boolean flag with on and off.",
         {
@@ -97,47 +105,63 @@ _FLAG: Mapping[str, _Schema] = {
                 for kind in ("boolean", "string", "number", ["object", "array"])
             ],
         },
+        {"low": 100, "high": 1000},
     ),
-    "default": _said("The variant that is served where nothing else decides.", {"type": "string"}),
-    "created_at": _said("When it was created.", _TEXT),
-    "updated_at": _said("When it was last changed.", _TEXT),
+    "default": _said("The variant that is served where nothing else decides.", {"type": "string"}, "low"),
+    "created_at": _said("When it was created.", _TEXT, "2026-11-02"),
+    "updated_at": _said("When it was last changed.", _TEXT, "2026-11-20"),
     "expires_at": _said("The date or time after which it should be gone.", _MOMENT),
     "on_expiry": _said(
         "What happens then: alert only tells, disable turns it off.",
         {"enum": ["alert", "disable"], "default": "alert"},
+        "disable",
     ),
-    "requires_restart": _said("A process keeps the value that it started with, but off takes effect at once.", _SWITCH),
-    "dangerous": _said("Turning it on needs confirmation; broken or unknown means off.", _SWITCH),
+    "requires_restart": _said(
+        "A process keeps the value that it started with, but off takes effect at once.", _SWITCH, True
+    ),
+    "dangerous": _said("Turning it on needs confirmation; broken or unknown means off.", _SWITCH, True),
     "approvals": _said(
         "How many different people it takes to turn it on.",
         {"type": "integer", "minimum": 1, "maximum": 10, "default": 1},
+        2,
     ),
     "metadata": _said(
-        "Flat facts that every result of the flag carries.", {"type": "object", "additionalProperties": _SCALAR}
+        "Flat facts that every result of the flag carries.",
+        {"type": "object", "additionalProperties": _SCALAR},
+        {"ticket": "UI-12"},
     ),
 }
 
 _RULE: Mapping[str, _Schema] = {
-    "type": _said("What the rule goes by.", {}),
-    "value": _said("Whom it matches; its shape depends on the type.", {}),
+    "type": _said("What the rule goes by.", {}, "percentage"),
+    "value": _said("Whom it matches; its shape depends on the type.", {}, 25),
     "priority": _said(
-        "Higher is evaluated first.", {"type": "integer", "minimum": -1_000_000, "maximum": 1_000_000, "default": 0}
+        "Higher is evaluated first.",
+        {"type": "integer", "minimum": -1_000_000, "maximum": 1_000_000, "default": 0},
+        10,
     ),
-    "variant": _said("The variant that a match gives; on where none is named.", {"type": "string"}),
-    "salt": _said("Makes the cohort of a percentage independent of the flag's other ones.", _TEXT),
+    "variant": _said("The variant that a match gives; on where none is named.", {"type": "string"}, "high"),
+    "salt": _said("Makes the cohort of a percentage independent of the flag's other ones.", _TEXT, "second try"),
     "by": _said(
         "The attribute that a percentage hashes instead of the user; with a hash of flagd's also JSONLogic.",
         {"type": ["string", "number", "object"]},
+        "account",
     ),
-    "hash": _said("The hash of flagd that a split or JSONLogic from there keeps.", {"enum": list(FLAGD_HASHES)}),
-    "segment": _said("A segment, by name or in place, that must hold as well.", _SEGMENT),
-    "environments": _said("Environments of which one must hold as well.", _TEXTS),
+    "hash": _said(
+        "The hash of flagd that a split or JSONLogic from there keeps.", {"enum": list(FLAGD_HASHES)}, FLAGD_HASHES[0]
+    ),
+    "segment": _said("A segment, by name or in place, that must hold as well.", _SEGMENT, "pro"),
+    "environments": _said("Environments of which one must hold as well.", _TEXTS, ["prod"]),
 }
 
 _SCHEDULE: Mapping[str, _Schema] = {
     "start": _said("When it begins to hold.", _MOMENT),
     "end": _said("When it ends to hold.", _MOMENT),
-    "days": _said("The days of the week.", {"anyOf": [_DAY, {"type": "array", "minItems": 1, "items": _DAY}]}),
+    "days": _said(
+        "The days of the week, by three letters or in full.",
+        {"anyOf": [_DAY, {"type": "array", "minItems": 1, "items": _DAY}]},
+        ["mon", "fri"],
+    ),
     "hours": _said(
         "A span of the day, past midnight where its end is before its start.",
         {"type": "string", "pattern": "^ *T?[0-9]{2}[^-]*- *T?[0-9]{2}[^-]*$", "examples": ["09:00-17:30"]},
@@ -146,26 +170,45 @@ _SCHEDULE: Mapping[str, _Schema] = {
         "The time zone of days, hours and times without an offset.",
         {"type": "string", "default": "UTC", "examples": ["Europe/Vienna"]},
     ),
-    "ramp": _said("A climb from one percentage to another.", {"$ref": "#/$defs/ramp"}),
+    "ramp": _said(
+        "A climb from one percentage to another.",
+        {"$ref": "#/$defs/ramp"},
+        {"start": "2027-03-01", "end": "2027-03-08", "from": 1, "to": 100},
+    ),
 }
 
 _RAMP: Mapping[str, _Schema] = {
     "start": _said("When the climb begins.", _MOMENT),
     "end": _said("When the climb ends.", _MOMENT),
-    "from": _said("The percentage at the start.", _PERCENT),
-    "to": _said("The percentage at the end.", _PERCENT),
+    "from": _said("The percentage at the start.", _PERCENT, 1),
+    "to": _said("The percentage at the end.", _PERCENT, 100),
 }
 
 _VALUES: Mapping[str, _Schema] = {
     "percentage": _said(
         "A percentage of the users to at most three decimals, or weights by variant that total exactly 100.",
         {"anyOf": [_PERCENT, {"type": "object", "minProperties": 1, "additionalProperties": _PERCENT}]},
+        25,
+        {"low": 90, "high": 10},
     ),
-    "user_ids": _said("The users.", _TEXTS),
-    "user_segment": _said("The name of a segment, or a condition in place.", _SEGMENT),
-    "environments": _said("The environments.", _TEXTS),
-    "schedule": _said("When it holds.", {"$ref": "#/$defs/schedule"}),
-    "jsonlogic": _said("JSONLogic as flagd has it, which gives the name of a variant or nothing.", {}),
+    "user_ids": _said("The users.", _TEXTS, ["123456789", "ann"]),
+    "user_segment": _said(
+        "The name of a segment, or a condition in place.",
+        _SEGMENT,
+        "pro",
+        {"attribute": "plan", "op": "eq", "value": "pro"},
+    ),
+    "environments": _said("The environments.", _TEXTS, ["dev", "staging"]),
+    "schedule": _said(
+        "When it holds.",
+        {"$ref": "#/$defs/schedule"},
+        {"days": ["mon", "fri"], "hours": "09:00-17:30", "timezone": "Europe/Vienna"},
+    ),
+    "jsonlogic": _said(
+        "JSONLogic as flagd has it, which gives the name of a variant or nothing.",
+        {},
+        {"if": [{"in": ["@jarvis.dev", {"var": "email"}]}, "on", None]},
+    ),
 }
 
 _FLAGD_SPLIT = _said(
@@ -278,21 +321,28 @@ def _rule_of(kind: str) -> _Schema:
 
 def _condition() -> _Schema:
     inner = {"$ref": "#/$defs/condition"}
+    pro = {"attribute": "plan", "op": "eq", "value": "pro"}
+    email = {"attribute": "email", "op": "ends_with", "value": "@jarvis.dev"}
     conditions = {"type": "array", "minItems": 1, "items": inner}
     forms: list[_Schema] = [
-        {"all": _said("Conditions that must all hold.", conditions)},
-        {"any": _said("Conditions of which one must hold.", conditions)},
-        {"not": _said("A condition that must not hold.", inner)},
+        {"all": _said("Conditions that must all hold.", conditions, [pro, email])},
+        {"any": _said("Conditions of which one must hold.", conditions, [pro, email])},
+        {"not": _said("A condition that must not hold.", inner, pro)},
         {
-            "jsonlogic": _said("JSONLogic as flagd has it that must be truthy.", {}),
-            "hash": _said("The hash of flagd that it keeps.", {"enum": [*FLAGD_HASHES, None]}),
+            "jsonlogic": _said(
+                "JSONLogic as flagd has it that must be truthy.", {}, {"ends_with": [{"var": "email"}, "@jarvis.dev"]}
+            ),
+            "hash": _said("The hash of flagd that it keeps.", {"enum": [*FLAGD_HASHES, None]}, FLAGD_HASHES[0]),
         },
         {
             "attribute": _said(
-                "The attribute that is asked about; dots lead into nested ones.", {"type": "string", "minLength": 1}
+                "The attribute that is asked about; dots lead into nested ones.",
+                {"type": "string", "minLength": 1},
+                "plan",
+                "account.country",
             ),
-            "op": _said("How it is compared.", {"enum": list(OPERATORS)}),
-            "value": _said("What it is compared with.", {}),
+            "op": _said("How it is compared.", {"enum": list(OPERATORS)}, "in"),
+            "value": _said("What it is compared with.", {}, ["pro", "team"]),
         },
     ]
     choices = [{**_mapping(form, wanted=form), "required": [key for key in form if key != "hash"]} for form in forms]

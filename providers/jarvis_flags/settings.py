@@ -97,11 +97,11 @@ class SettingsSource:
                 self.problems.append(f"{self.file}: {key}: unknown setting{did_you_mean(key, known)}")
 
     def raw(self, key: str) -> tuple[Any, str] | None:
-        """The value of a setting and where it was found, or None; an empty variable counts as unset."""
+        """The value of a setting and where it was found, or None; empty text counts as unset."""
         variable = f"JARVIS_{key.upper()}"
         if text := self.environ.get(variable):
             return text, variable
-        if (value := self._values.get(key)) is not None:
+        if (value := self._values.get(key)) not in (None, ""):
             return value, f"{self.file}: {key}"
         return None
 
@@ -148,7 +148,7 @@ class SettingsSource:
         value, place = found
         try:
             number = float(value) if not isinstance(value, bool) else float("nan")
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError):
             number = float("nan")
         if low <= number <= high:
             return number

@@ -14,15 +14,15 @@ from jarvis_flags.evaluate import (
     Flag,
     HeldFlag,
     Inputs,
-    Request,
     broken_flag,
     compile_flag,
-    targeting_key,
     unknown_flag,
 )
 from jarvis_flags.model import EvaluationContext, FlagDefinition, FlagStatus
 from jarvis_flags.overrides import OverrideSet
-from jarvis_flags.parse import FlagSet, Problem, Segment, pin_name
+from jarvis_flags.parse import FlagSet, Segment, pin_name
+from jarvis_flags.place import Problem
+from jarvis_flags.request import Request, targeting_key
 from jarvis_flags.schedule import parse_moment
 
 __all__ = ["BadFlag", "ExplainedStep", "Snapshot", "build_snapshot", "changed_flags"]
@@ -50,7 +50,7 @@ class ExplainedStep:
     """One step of an evaluation, for people.
 
     Attributes:
-        number: As design.md numbers it.
+        number: Its place in the order, see `evaluate.Step`.
         title: What was asked.
         outcome: `decides`, `goes on`, `does not apply` or `not reached`.
         why: The reason in words.
@@ -168,9 +168,7 @@ class Snapshot:
                 result = step.decide(request)
                 outcome = "goes on" if result is None else "decides"
             explained.append(ExplainedStep(step.number, step.title, outcome, step.why))
-        final = self.evaluate(
-            flag_id, Request(request.user, request.environment, request.request_id, request.attributes)
-        )
+        final = self.evaluate(flag_id, request.afresh())
         if result is not None and final.value != result.value:
             why = "off since then, or held at what it was when the process started (requires_restart)"
             explained.append(ExplainedStep("10", "restart", "decides", why))

@@ -22,9 +22,12 @@ import orjson
 
 from jarvis_flags.evaluate import read_pin
 from jarvis_flags.feeds import FileFeed, FollowedFeed, OverrideFeed
+from jarvis_flags.files import make_directory, write_file
+from jarvis_flags.local import merge_local
 from jarvis_flags.model import FlagDefinition
-from jarvis_flags.overrides import OverrideError, OverrideSet, make_directory, write_file
-from jarvis_flags.parse import FlagSet, Problem, Segment, merge_local, parse_flag, parse_flags, pin_name
+from jarvis_flags.overrides import OverrideError, OverrideSet
+from jarvis_flags.parse import FlagSet, Segment, parse_flag, parse_flags, pin_name
+from jarvis_flags.place import Problem
 from jarvis_flags.reread import Reading, read_again, reading_of
 from jarvis_flags.settings import FlagSettings
 from jarvis_flags.snapshot import Snapshot, build_snapshot, changed_flags

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
-__all__ = ["BYTES_MAX", "DEPTH_MAX", "NumberText", "TreeError", "TreeList", "TreeMap", "load_tree", "plain"]
+from jarvis_flags.forks import importing
+
+__all__ = ["BYTES_MAX", "DEPTH_MAX", "NumberText", "TreeError", "TreeList", "TreeMap", "load_tree", "plain", "value_of"]
 
 BYTES_MAX = 16 * 1024 * 1024
 DEPTH_MAX = 64
@@ -77,9 +79,18 @@ def load_tree(text: bytes | str) -> Any:
     """
     if len(text) > BYTES_MAX:
         raise TreeError(f"got {len(text)} bytes, want at most {BYTES_MAX}")
-    from jarvis_flags.yaml_reader import read_document  # noqa: PLC0415 - the YAML library, when there is YAML to read
+    with importing():
+        from jarvis_flags.yaml_reader import read_document  # noqa: PLC0415 - the YAML library, when it is wanted
 
     return read_document(text)
+
+
+def value_of(text: str) -> Any:
+    """A value that somebody types in a line, as a flag file would have it: true, 5, text."""
+    try:
+        return plain(load_tree(text))
+    except TreeError:
+        return text
 
 
 def plain(tree: Any) -> Any:

@@ -7,10 +7,11 @@ import os
 import select
 import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+from jarvis_flags.forks import after_fork, importing
 
 __all__ = ["Watcher"]
 
@@ -62,7 +63,7 @@ class Watcher:
         self._seen = self._signature()
         self._events: _Events | None = None
         self._thread: threading.Thread | None = None
-        _restart_after_fork(self)
+        after_fork(self._after_fork)
 
     def start(self) -> None:
         """Starts the thread, once."""
@@ -88,8 +89,7 @@ class Watcher:
         if self._events is not None:
             self._events.wake()
 
-    def after_fork(self) -> None:
-        """In the child: its parent's thread and descriptors are not its own."""
+    def _after_fork(self) -> None:
         if self._thread is not None and not self._stopping:
             events, self._thread, self._events = self._events, None, None
             if events is not None:
@@ -157,7 +157,8 @@ class Watcher:
         for path in self._paths:
             for place in (path, Path(os.path.realpath(path))):
                 directory = place.parent
-                while not directory.is_dir() and directory != directory.parent:
+                # Path.is_dir raises where a directory above may not be entered
+                while not os.path.isdir(directory) and directory != directory.parent:  # noqa: PTH112
                     directory = directory.parent
                 directories.add(directory)
         return directories
@@ -167,7 +168,8 @@ class _Inotify:
     """Linux: the kernel tells when a file in a directory was closed after writing, renamed, removed or created."""
 
     def __init__(self, names: frozenset[str]) -> None:
-        import inotify_simple  # noqa: PLC0415 - Linux only, and not before there is something to watch
+        with importing():
+            import inotify_simple  # noqa: PLC0415 - Linux only, and not before there is something to watch
 
         flags = inotify_simple.flags
         self._names = names
@@ -269,25 +271,3 @@ class _Poll:
 
 _lost: list[Any] = []
 """Objects whose descriptor somebody closed."""
-
-
-_watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
-_fork_hook = threading.Lock()
-
-
-def _after_fork() -> None:
-    for watcher in list(_watchers):
-        watcher.after_fork()
-
-
-def _restart_after_fork(watcher: Watcher) -> None:
-    with _fork_hook:
-        if not _watchers:
-            _register_once()
-        _watchers.add(watcher)
-
-
-def _register_once(done: list[bool] = []) -> None:  # noqa: B006 - the default is the memory of having done it
-    if not done and hasattr(os, "register_at_fork"):
-        done.append(True)
-        os.register_at_fork(after_in_child=_after_fork)

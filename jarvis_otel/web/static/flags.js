@@ -132,13 +132,22 @@
     }, 200);
   };
 
-  // Enter in the search goes to the first flag that it finds
-  let goesToFirst = false;
+  // While the filters ask for another list, no key may act on the one that is about to go.
+  const filters = document.getElementById("flag-filters");
   const toFirst = () => rows()[0]?.querySelector("td.name a").focus();
+  const isListed = () => filters.elements.q.value === list.querySelector("[data-q]").dataset.q;
+  let isAsking = false;
+  let goesToFirst = false;
+  filters?.addEventListener("input", () => (isAsking = true));
   list?.addEventListener("htmx:afterSwap", () => {
+    isAsking = !isListed();
+    if (isAsking) return;
     if (goesToFirst) toFirst();
     goesToFirst = false;
   });
+  for (const failure of ["htmx:responseError", "htmx:sendError"]) {
+    filters?.addEventListener(failure, () => (isAsking = goesToFirst = false));
+  }
 
   const refresh = (flags, all) => {
     if (ownPage()) {
@@ -177,17 +186,21 @@
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
     if (event.target.closest("input, textarea, select")) {
-      if (event.key === "Escape") toFirst();
-      if (event.key === "Enter" && event.target.type === "search") {
-        const isFound = list.querySelector("[data-q]").dataset.q === event.target.value;
-        if (isFound) event.preventDefault();
-        if (isFound) toFirst();
-        else goesToFirst = true;
-      }
+      // Escape, and Enter in the search, go to the first flag that is found
+      const isSearch = event.target.type === "search";
+      const isEnter = event.key === "Enter" && isSearch;
+      if (!list || (event.key !== "Escape" && !isEnter)) return;
+      const isThere = !isAsking && isListed();
+      // by itself Escape would empty the search; Enter is to ask at once for what is not there yet
+      if (isSearch && (isThere || !isEnter)) event.preventDefault();
+      if (isThere) toFirst();
+      else goesToFirst = true;
+      if (!isEnter) event.target.blur();
       return;
     }
     const near = document.activeElement.closest("tr[data-flag]") ?? ownPage();
-    if (event.key === "j") step(1);
+    if (isAsking && "jkt".includes(event.key)) event.preventDefault();
+    else if (event.key === "j") step(1);
     else if (event.key === "k") step(-1);
     else if (event.key === "t") near?.querySelector("[role=switch]")?.click();
     else if (event.key === "?") document.getElementById("keys-dialog").showModal();

@@ -1,0 +1,3 @@
+from tests.fuzz.properties import Family
+
+FAMILY = Family("query")

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-real real-collector real-loki real-telemetrygen real-ofrep-web lint bench soak clean
+.PHONY: demo test test-real real-collector real-loki real-telemetrygen real-ofrep-web lint bench coverage soak clean
 
 demo: $(STAMP)
 	$(BIN)/jarvis demo
@@ -36,8 +36,17 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# All of it, into docs/performance.md.
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --write
+
+# What the tests run of the code, the real peers' too.
+coverage: $(STAMP)
+	$(BIN)/coverage erase
+	-$(BIN)/coverage run -m pytest -q -n auto -m "not real"
+	-$(BIN)/coverage run -m pytest -q -n 2 --dist loadfile -m real
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --skip-covered
 
 # Everything together for an hour, with kills, full disks and an oracle of what must hold; the disk takes root.
 SOAK_MINUTES ?= 60

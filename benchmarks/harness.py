@@ -204,21 +204,32 @@ def main(measure: Callable[[bool], list[Row]]) -> None:
     print(json.dumps([asdict(row) for row in rows]))
 
 
-def markdown(rows: list[Row]) -> str:
-    """The rows as one table."""
-    cells = [["what", "ours", "peer", "ratio (lowest to highest)", "target", "how measured"], ["---"] * 6]
-    cells += [
-        [
-            row.what,
-            f"{row.ours:,.2f} {row.unit}",
-            f"{row.peer:,.2f} {row.unit}: {row.peer_name}",
-            f"{row.ratio:.2f}x ({row.lowest:.2f} to {row.highest:.2f})",
-            _target(row),
-            row.how,
+def markdown(rows: Mapping[str, list[Row]]) -> str:
+    """The rows of each benchmark as one table, and below it how each was measured.
+
+    Args:
+        rows: By the name of their benchmark.
+    """
+    cells = [["benchmark", "what", "ours", "peer", "ratio (lowest to highest)", "target"], ["---"] * 6]
+    notes = []
+    for name, of_one in rows.items():
+        cells += [
+            [
+                f"`{name}`",
+                row.what,
+                f"{row.ours:,.2f} {row.unit}",
+                f"{row.peer:,.2f} {row.unit}: {row.peer_name}",
+                f"{row.ratio:.2f}x ({row.lowest:.2f} to {row.highest:.2f})",
+                _target(row),
+            ]
+            for row in of_one
         ]
-        for row in rows
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+        hows: dict[str, list[str]] = {}
+        for row in of_one:
+            hows.setdefault(row.how, []).append(f"{row.what}, against {row.peer_name}")
+        notes += [f"- `{name}`: {'; '.join(whats)}: {how}." for how, whats in hows.items()]
+    table = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in cells)
+    return f"{table}\n\nHow each was measured:\n\n" + "\n".join(notes)
 
 
 def _target(row: Row) -> str:

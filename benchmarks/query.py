@@ -78,7 +78,7 @@ def _one_day(logs: Path, day: Path, wanted: str, rounds: int, what: str) -> list
     questions: list[tuple[str, Sequence[str], Sequence[str], float | None]] = [
         ("query --correlation-id", by_id, duck_id, 0.3),
         ("errors", ("errors", "--dir", str(logs)), _duckdb(_errors(day)), 1.0),
-        ("stats --by service,level", stats, duck_stats, None),
+        ("stats --by service,level", stats, duck_stats, 1.0),
     ]
     rows = [
         _row(f"{name}, no index", _jarvis(*ours), peer, rounds, target, what) for name, ours, peer, target in questions

@@ -8,12 +8,13 @@ import threading
 import time
 from pathlib import Path
 
-from tests.otlp_sink import SinkHandler, SinkServer, until
+from tests.http_peers import HttpPeer, PeerHandler
+from tests.otlp_sink import until
 
 TOKEN = "123456789:AAEhBOweik9ai2o01secretTokenOfTests"
 
 
-class AlertSink:
+class AlertSink(HttpPeer):
     """Keeps what it is sent, with the status that it answered.
 
     `answer(path, body)` gives status, headers and content; by default all is well.
@@ -24,7 +25,7 @@ class AlertSink:
         self.answer = lambda path, body: (200, {}, b'{"ok": true, "result": {}}')
         sink = self
 
-        class Handler(SinkHandler):
+        class Handler(PeerHandler):
             def do_POST(self):  # noqa: N802 - as http.server calls it
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 status, headers, content = sink.answer(self.path, body)
@@ -33,19 +34,19 @@ class AlertSink:
                 sink.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body, status))
                 self.reply(status, headers, content)
 
-        self._server = SinkServer(("127.0.0.1", port), Handler)
-        self.port = self._server.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
+        super().__init__(Handler, port)
 
-    def __enter__(self):
-        return self
+    def hang(self):
+        """Answers nobody from now on; gives the event of somebody asking, and one that lets go of who waits."""
+        asked, ended = threading.Event(), threading.Event()
 
-    def __exit__(self, *_):
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        def answer(path, body):
+            asked.set()
+            ended.wait(60)
+            return 200, {}, b"{}"
+
+        self.answer = answer
+        return asked, ended
 
     @property
     def bodies(self):

@@ -8,9 +8,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs
+
+from tests.http_peers import HttpPeer, PeerHandler
 
 TOKEN = "7300000001:AAHjarvisTestToken_abcdefghijklmnop"
 TAGS = frozenset(
@@ -77,15 +78,7 @@ def check_keyboard(markup: dict[str, Any] | None) -> None:
         raise ApiError(400, "Bad Request: reply markup is too long")
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-
-    def handle_error(self, request, client_address):
-        pass
-
-
-class BotApi:
+class BotApi(HttpPeer):
     """The Bot API for one bot.
 
     Attributes:
@@ -130,10 +123,8 @@ class BotApi:
         }
         api = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self):
+        class Handler(PeerHandler):
+            def do_POST(self):  # noqa: N802 - as http.server calls it
                 body = self.rfile.read(int(self.headers["content-length"] or 0))
                 if api.down:
                     api.turned_away += 1
@@ -154,22 +145,15 @@ class BotApi:
                 )
                 self.wfile.write(head.encode() + content)
 
-            def log_message(self, *args):
-                pass
-
-        self._server = _Server(("127.0.0.1", port), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/bot"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
+        super().__init__(Handler, port)
+        self.url += "/bot"
 
     def close(self) -> None:
         self.down = True
         with self._changed:
             self._poll += 1
             self._changed.notify_all()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().close()
 
     def revoke(self) -> None:
         """The token is refused from now on."""
@@ -432,8 +416,5 @@ def _params(body: bytes) -> Params:
 
 @contextmanager
 def bot_api(port: int = 0) -> Iterator[BotApi]:
-    api = BotApi(port)
-    try:
+    with BotApi(port) as api:
         yield api
-    finally:
-        api.close()

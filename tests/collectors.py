@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -73,18 +74,7 @@ class Collector:
         raise AssertionError(f"{text!r} was never said, but: {self._said.read_text()}")
 
     def request(self, method="POST", path="/v1/logs", body=b"", content_type=JSON, **headers):
-        if self.tls is None:
-            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-        else:
-            connection = http.client.HTTPSConnection("localhost", self.port, timeout=20, context=self.tls)
-        try:
-            named = {"Content-Type": content_type, **{key.replace("_", "-"): value for key, value in headers.items()}}
-            connection.request(method, path, body, named)
-            response = connection.getresponse()
-            response.content = response.read()
-            return response
-        finally:
-            connection.close()
+        return request(self.port, method, path, body, content_type, tls=self.tls, **headers)
 
     def socket(self, sent=b""):
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=20)
@@ -105,6 +95,20 @@ class Collector:
         # two files where midnight comes while the test runs
         paths = sorted(self.log_dir.glob(f"{stream}-*.jsonl"))
         return [json.loads(line) for path in paths for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+def request(port, method="POST", path="/v1/logs", body=b"", content_type=JSON, *, tls=None, timeout=60, **headers):
+    """The answer to one request, with its `content`; underscores in the names of headers are hyphens."""
+    if tls is None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    else:
+        connection = http.client.HTTPSConnection("localhost", port, timeout=timeout, context=tls)
+    with closing(connection):
+        named = {"Content-Type": content_type, **{key.replace("_", "-"): value for key, value in headers.items()}}
+        connection.request(method, path, body, named)
+        response = connection.getresponse()
+        response.content = response.read()
+        return response
 
 
 def served(log_dir, **config):

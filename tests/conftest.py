@@ -20,6 +20,15 @@ def own_project(tmp_path, monkeypatch):
     return root
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, started once for the tests of a file."""
+    from tests.browser import chromium  # few tests want it
+
+    with chromium() as running:
+        yield running
+
+
 @pytest.fixture
 def flag_file(own_project):
     """Writes the project's flag file, dedented."""

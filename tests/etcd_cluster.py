@@ -9,15 +9,14 @@ import os
 import shutil
 import signal
 import subprocess
-import threading
 import urllib.request
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from jarvis_flags.settings import EtcdSettings, FlagSettings
 from jarvis_otel.admin.opening import open_flags
+from tests.http_peers import HttpPeer, PeerHandler
 from tests.otlp_sink import until
 from tests.ports import free_port
 
@@ -286,7 +285,7 @@ class Machine:
         self.close()
 
 
-class LosesAnswers:
+class LosesAnswers(HttpPeer):
     """A member's address at which what is asked is done, but some answers are lost on the way.
 
     Args:
@@ -298,10 +297,8 @@ class LosesAnswers:
     def __init__(self, url, path, times):
         lost = itertools.count()
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self):
+        class Handler(PeerHandler):
+            def do_POST(self):  # noqa: N802 - as http.server calls it
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 try:
                     with urllib.request.urlopen(urllib.request.Request(url + self.path, body), timeout=5) as answer:
@@ -311,22 +308,6 @@ class LosesAnswers:
                 if not content or (self.path.endswith(path) and next(lost) < times):
                     self.close_connection = True
                     return
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
+                self.reply(200, {}, content)
 
-            def log_message(self, *_):
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self):
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(Handler)

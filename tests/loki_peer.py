@@ -1,17 +1,17 @@
 """What Loki's query API does with time, order and limits, on a loopback socket, so that a test can say how it answers."""
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from tests.http_peers import HttpPeer, PeerHandler
 
 Answer = tuple[int, bytes]
 
 
-class LokiPeer:
+class LokiPeer(HttpPeer):
     """Answers range queries out of entries of (nanoseconds, line, labels); what the query says it does not look at."""
 
     def __init__(self) -> None:
@@ -23,39 +23,21 @@ class LokiPeer:
         self.answer: Callable[[dict[str, str]], Answer | None] = lambda _: None
         peer = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+        class Handler(PeerHandler):
+            def do_GET(self):  # noqa: N802 - as http.server calls it
+                self._answer(urlsplit(self.path).query)
 
-            def do_GET(self):
-                self._reply(urlsplit(self.path).query)
+            def do_POST(self):  # noqa: N802 - as http.server calls it
+                self._answer(self.rfile.read(int(self.headers["content-length"])).decode())
 
-            def do_POST(self):
-                self._reply(self.rfile.read(int(self.headers["content-length"])).decode())
-
-            def _reply(self, text):
+            def _answer(self, text):
                 asked = {key: values[0] for key, values in parse_qs(text, strict_parsing=True).items()}
                 peer.asked.append(asked)
                 peer.headers.append({key.lower(): value for key, value in self.headers.items()})
                 status, content = peer.answer(asked) or peer.reply(asked)
-                self.send_response(status)
-                self.send_header("content-length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
+                self.reply(status, {}, content)
 
-            def log_message(self, *args):
-                pass
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-            block_on_close = False
-
-            def handle_error(self, request, client_address):
-                pass
-
-        self._server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
+        super().__init__(Handler)
 
     def reply(self, asked: dict[str, str]) -> Answer:
         start, end, limit = (int(asked[key]) for key in ("start", "end", "limit"))
@@ -73,16 +55,8 @@ class LokiPeer:
         data = {"resultType": "streams", "result": list(streams.values())}
         return 200, json.dumps({"status": "success", "data": data}).encode()
 
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(5)
-
 
 @contextmanager
 def loki_peer() -> Iterator[LokiPeer]:
-    peer = LokiPeer()
-    try:
+    with LokiPeer() as peer:
         yield peer
-    finally:
-        peer.close()

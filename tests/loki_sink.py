@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tests.otlp_sink import SinkHandler, SinkServer
+from tests.http_peers import HttpPeer, PeerHandler
 
 HOUR = 3_600_000_000_000
 LIMITS = {"line": 256 * 1024, "metadata": 64 * 1024, "entries": 128}
 
 
-class LokiSink:
+class LokiSink(HttpPeer):
     """Keeps the records that it takes, in their order, repeats too.
 
     Attributes:
@@ -42,7 +42,7 @@ class LokiSink:
         self._released = threading.Event()
         sink = self
 
-        class Handler(SinkHandler):
+        class Handler(PeerHandler):
             def do_POST(self):  # noqa: N802 - as http.server calls it
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 status = sink.script.pop(0) if sink.script else sink.status
@@ -62,21 +62,12 @@ class LokiSink:
                 headers = {"Retry-After": sink.retry_after} if status in (429, 503) else {}
                 self.reply(status, {**headers, "Content-Type": "application/octet-stream"}, message)
 
-        self._server = SinkServer(("127.0.0.1", port), Handler)
-        if tls is not None:
-            # each connection shakes hands in its own thread
-            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
-        self.port = self._server.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}"
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
+        super().__init__(Handler, port, tls)
 
     def close(self) -> None:
         self._released.set()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().close()
 
     def _take(self, path: str, headers: Any, body: bytes) -> tuple[int, bytes]:
         if path != "/otlp/v1/logs":
@@ -194,8 +185,5 @@ def _status(message: str) -> bytes:
 
 @contextmanager
 def loki_sink(port: int = 0, tls: ssl.SSLContext | None = None) -> Iterator[LokiSink]:
-    sink = LokiSink(port, tls)
-    try:
+    with LokiSink(port, tls) as sink:
         yield sink
-    finally:
-        sink.close()

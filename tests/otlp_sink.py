@@ -2,47 +2,18 @@
 
 import gzip
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from jarvis_otel.otlp_settings import OtlpTarget
+from tests.http_peers import HttpPeer, PeerHandler
 
 Answer = tuple[int, dict[str, str], bytes]
 
 
-class SinkServer(ThreadingHTTPServer):
-    """Serves whatever clients do to it, and says nothing of that."""
-
-    daemon_threads = True
-    allow_reuse_address = True
-    block_on_close = False
-
-    def handle_error(self, request, client_address):
-        pass
-
-
-class SinkHandler(BaseHTTPRequestHandler):
-    """Answers on a connection that is kept, and says nothing of it."""
-
-    protocol_version = "HTTP/1.1"
-
-    def reply(self, status: int, headers: Mapping[str, str], content: bytes) -> None:
-        self.send_response(status)
-        for key, value in headers.items():
-            self.send_header(key, value)
-        self.send_header("content-length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
-class Sink:
+class Sink(HttpPeer):
     """Takes requests, and keeps the records of those that it answered with 2xx."""
 
     def __init__(self, port: int = 0) -> None:
@@ -52,8 +23,8 @@ class Sink:
         self.answer: Callable[[dict[str, Any]], Answer] = lambda _: (200, {}, b"{}")
         sink = self
 
-        class Handler(SinkHandler):
-            def do_POST(self):
+        class Handler(PeerHandler):
+            def do_POST(self):  # noqa: N802 - as http.server calls it
                 body = self.rfile.read(int(self.headers["content-length"]))
                 if self.headers.get("content-encoding") == "gzip":
                     body = gzip.decompress(body)
@@ -65,16 +36,7 @@ class Sink:
                     sink.headers.append({k.lower(): v for k, v in self.headers.items()})
                 self.reply(status, headers, content)
 
-        self._server = SinkServer(("127.0.0.1", port), Handler)
-        self.port = self._server.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().__init__(Handler, port)
 
     @property
     def bodies(self) -> list[Any]:
@@ -126,8 +88,5 @@ def logs_at(url: str, **options: Any) -> OtlpTarget:
 
 @contextmanager
 def otlp_sink(port: int = 0) -> Iterator[Sink]:
-    sink = Sink(port)
-    try:
+    with Sink(port) as sink:
         yield sink
-    finally:
-        sink.close()

@@ -35,6 +35,7 @@ from jarvis_otel.front_settings import TelegramSettings
 from jarvis_otel.query.log_query import LogQuery
 from jarvis_otel.settings import Settings
 from tests.alert_sink import TOKEN, AlertSink, refusal, shown
+from tests.clocks import Clock
 from tests.collectors import served
 from tests.otlp_sink import until
 from tests.ports import free_port
@@ -619,14 +620,7 @@ def test_a_server_whose_certificate_nobody_vouches_for_gets_nothing_and_a_stop_e
         assert sink.requests == []
         client = HttpClient(f"https://localhost:{sink.port}", 60.0, str(certificate))
         assert client.request("POST", "/", b"{}", {"Content-Length": "2"}).status == 200
-        asked, ended = threading.Event(), threading.Event()
-
-        def hang(path, body):
-            asked.set()
-            ended.wait(60)
-            return 200, {}, b"{}"
-
-        sink.answer = hang
+        asked, ended = sink.hang()
         stopping = threading.Thread(target=lambda: (asked.wait(30), client.stop()))
         stopping.start()
         assert client.request("POST", "/", b"{}", {"Content-Length": "2"}).status == 0
@@ -683,14 +677,6 @@ def test_only_one_process_has_the_turn(tmp_path):
 
 
 # --- all of it, in a thread ---
-
-
-class Clock:
-    def __init__(self, now):
-        self.now = now
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture

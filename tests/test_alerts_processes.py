@@ -6,7 +6,6 @@ import re
 import stat
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -375,14 +374,7 @@ def test_the_doctor_says_who_was_told_and_who_cannot_be(alerts, sink):
 
 
 def test_what_nobody_confirmed_is_kept_where_it_ends_while_a_receiver_hangs(alerts, sink):
-    asked, ended = threading.Event(), threading.Event()
-
-    def hang(path, body):
-        asked.set()
-        ended.wait(60)
-        return 200, {}, b"{}"
-
-    sink.answer = hang
+    asked, ended = sink.hang()
     process = alerts().on_duty()
     note_many([1])
     assert asked.wait(30)

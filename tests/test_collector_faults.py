@@ -3,7 +3,6 @@
 import base64
 import gzip
 import hashlib
-import http.client
 import json
 import signal
 import socket
@@ -24,13 +23,13 @@ from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsSer
 
 from jarvis_collector.layout import day_name, sidecar_path
 from jarvis_collector.writer import Write, Writer
+from tests import collectors
+from tests.collectors import JSON, PROTOBUF, logs
 from tests.loki_sink import loki_sink
 from tests.oracle import Embedded, Ledger, Oracle, Process, canonical, judge, run, to_protobuf
 from tests.otlp_sink import attributes_of, until
 from tests.ports import free_port
 from tests.wire import field, varint
-
-JSON, PROTOBUF = "application/json", "application/x-protobuf"
 
 
 @pytest.fixture
@@ -49,21 +48,8 @@ def start(tmp_path):
         process.end(signal.SIGKILL)
 
 
-def request(process, method="POST", path="/v1/logs", body=b"", content_type=JSON, **headers):
-    connection = http.client.HTTPConnection("127.0.0.1", process.http_port, timeout=60)
-    try:
-        named = {"Content-Type": content_type, **{key.replace("_", "-"): value for key, value in headers.items()}}
-        connection.request(method, path, body, named)
-        response = connection.getresponse()
-        response.content = response.read()
-        return response
-    finally:
-        connection.close()
-
-
-def logs(*messages):
-    records = [{"body": {"stringValue": message}} for message in messages]
-    return orjson.dumps({"resourceLogs": [{"scopeLogs": [{"logRecords": records}]}]})
+def request(process, *args, **more):
+    return collectors.request(process.http_port, *args, **more)
 
 
 def health(process):

@@ -13,6 +13,7 @@ from jarvis_collector.config import CollectorError
 from jarvis_collector.layout import sidecar_path
 from jarvis_collector.locking import take_lock
 from jarvis_collector.writer import Write, Writer
+from tests.clocks import Clock
 
 DAY = 86_400_000_000_000
 NOON = 1_767_355_200_000_000_000  # 2026-01-02T12:00:00Z
@@ -22,17 +23,9 @@ def line(number, stamp="2026-01-02T12:00:00.000000Z"):
     return f'{{"timestamp":"{stamp}","n":{number}}}\n'.encode()
 
 
-class Clock:
-    def __init__(self):
-        self.now = NOON
-
-    def __call__(self):
-        return self.now
-
-
 @pytest.fixture
 def clock():
-    return Clock()
+    return Clock(NOON)
 
 
 @pytest.fixture

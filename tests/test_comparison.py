@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,8 @@ from openfeature.exception import ParseError
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from jarvis_flags import YamlFlagProvider
-from tests.otlp_sink import SinkHandler, SinkServer, records_of, until
+from tests.http_peers import HttpPeer, PeerHandler
+from tests.otlp_sink import records_of, until
 
 PAGE = Path(__file__).parent.parent / "docs" / "comparison.md"
 RECORDS = 100
@@ -46,14 +46,14 @@ log = get_logger("app")
 """
 
 
-class Receiver:
+class Receiver(HttpPeer):
     """Counts log records that arrive over OTLP/HTTP, in either encoding."""
 
     def __init__(self):
         self.texts = []
         receiver = self
 
-        class Handler(SinkHandler):
+        class Handler(PeerHandler):
             def do_POST(self):  # noqa: N802 - as http.server calls it
                 body = self.rfile.read(int(self.headers["content-length"]))
                 if self.headers.get("content-encoding") == "gzip":
@@ -65,15 +65,7 @@ class Receiver:
                     receiver.texts += [record.body.string_value for scope in scopes for record in scope.log_records]
                 self.reply(200, {}, b"")
 
-        self._server = SinkServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def close(self):
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().__init__(Handler)
 
 
 @pytest.fixture

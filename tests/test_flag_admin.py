@@ -17,7 +17,7 @@ from jarvis_flags.source import FileSource
 from jarvis_otel import FeatureFlagManager
 from jarvis_otel.admin.audit import verify
 from jarvis_otel.admin.author import Author
-from jarvis_otel.admin.file_store import FileStore
+from jarvis_otel.admin.file_store import RESERVE_BYTES, FileStore
 from jarvis_otel.admin.outcome import OutcomeKind
 from jarvis_otel.admin.service import FlagAdmin
 from tests.commands import jarvis
@@ -365,6 +365,27 @@ def test_on_a_full_disk_on_is_refused_with_a_reason_and_off_works(small_disk, ad
     }
     (small_disk / "filler").unlink()
     assert admin.enable("QUARTER", ME).applied
+
+
+def test_on_a_disk_that_stays_full_off_works_again_and_again_from_the_very_first_change_on(small_disk, flag_file):
+    flag_file("flags: {" + ", ".join(f"F{number}: {{enabled: true}}" for number in range(20)) + "}")
+    manager = FeatureFlagManager.of_process()
+    try:
+        assert manager.is_enabled("F0")
+        filler = os.open(small_disk / "filler", os.O_WRONLY | os.O_CREAT)
+        for number in range(20):
+            with contextlib.suppress(OSError):
+                while True:
+                    os.write(filler, b"x" * 4096)
+            assert manager.set_enabled(f"F{number}", False), number
+        os.close(filler)
+        assert not manager.set_enabled("F0", True)
+        assert not any(manager.is_enabled(f"F{number}") for number in range(20))
+        (small_disk / "filler").unlink()
+        assert manager.set_enabled("F0", True)
+        assert (small_disk / "flags" / "reserve").stat().st_size == RESERVE_BYTES, "there is room for the next time"
+    finally:
+        manager.close()
 
 
 def test_evaluation_goes_on_where_the_state_directory_cannot_be_written(flag_file, own_project):

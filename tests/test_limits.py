@@ -18,18 +18,9 @@ from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
 from jarvis_flags.settings import SettingsSource
 from jarvis_otel import limits
 from jarvis_otel.limits import LIMITERS_MAX, MESSAGE_CHARS, MESSAGES_MAX, LeftOut, Limit, Limiter, Limiters
+from tests.clocks import Clock
 
 DEBUG, INFO, WARNING, ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR
-
-
-class Clock:
-    """A clock that is moved by hand."""
-
-    def __init__(self, now=1_000.0):
-        self.now = now
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The OTEL_* variables mean here what OpenTelemetry's SDK means by them, and nothing that a user has set up is lost."""
 
 import gzip
-import http.server
 import json
 import os
 import shutil
@@ -28,12 +27,13 @@ from opentelemetry.sdk._logs.export import SimpleLogRecordProcessor
 
 from jarvis_otel.otlp_client import OtlpClient
 from jarvis_otel.settings import Settings
+from tests.http_peers import HttpPeer, PeerHandler
 from tests.otlp_sink import logs_at
 
 MIB = 1024 * 1024
 
 
-class Peer:
+class Peer(HttpPeer):
     """What a collector, or a proxy before it, sees of each request; it answers 200 unless it is told otherwise."""
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
@@ -42,28 +42,23 @@ class Peer:
         self.answer = (200, {}, b"{}")
         peer = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+        class Handler(PeerHandler):
             timeout = 20
 
             def setup(self):
                 super().setup()
                 peer.connections += 1
 
-            def do_POST(self):
+            def do_POST(self):  # noqa: N802 - as http.server calls it
                 body = self.rfile.read(int(self.headers["content-length"]))
                 headers = {key.lower(): value for key, value in self.headers.items()}
                 encoding = headers.get("content-encoding")
                 body = {"gzip": gzip.decompress, "deflate": zlib.decompress}.get(encoding, bytes)(body)
                 peer.requests.append((self.path, headers, body))
                 status, extra, content = peer.answer
-                self.send_response(status)
-                for key, value in {"content-length": str(len(content)), **extra}.items():
-                    self.send_header(key, value)
-                self.end_headers()
-                self.wfile.write(content)
+                self.reply(status, extra, content)
 
-            def do_CONNECT(self):
+            def do_CONNECT(self):  # noqa: N802 - as http.server calls it
                 port = self.path.rpartition(":")[2]
                 peer.requests.append((f"CONNECT {self.path}", {k.lower(): v for k, v in self.headers.items()}, b""))
                 with socket.create_connection(("127.0.0.1", int(port)), 10) as beyond:
@@ -75,28 +70,7 @@ class Peer:
                     back.join(10)
                 self.close_connection = True
 
-            def log_message(self, *args):
-                pass
-
-        class Server(http.server.ThreadingHTTPServer):
-            daemon_threads = True
-            block_on_close = False
-
-            def handle_error(self, request, client_address):
-                pass
-
-        self._server = Server(("127.0.0.1", 0), Handler)
-        if tls is not None:
-            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
-        self.port = self._server.server_address[1]
-        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self.port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().__init__(Handler, tls=tls)
 
     def bodies(self, path):
         return [body for at, _, body in self.requests if at == path]

@@ -17,7 +17,7 @@ from jarvis_otel.admin.author import Author
 from jarvis_otel.admin.file_store import FileStore
 from jarvis_otel.admin.service import FlagAdmin
 from jarvis_otel.settings import Settings
-from tests.browser import ARGUMENTS, chromium, chromium_path, clean_page, jarvis_web, serious_faults
+from tests.browser import ARGUMENTS, chromium_path, clean_page, jarvis_web, serious_faults
 
 pytestmark = pytest.mark.real
 
@@ -50,12 +50,6 @@ await OpenFeature.setProviderAndWait(provider, { targetingKey: "user-1" });
 window.client = client;
 </script>
 """
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture

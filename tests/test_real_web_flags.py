@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jarvis_flags.overrides import read_overrides
-from tests.browser import chromium, clean_page, jarvis_web, serious_faults
+from tests.browser import clean_page, jarvis_web, serious_faults
 from tests.collectors import served
 
 pytestmark = pytest.mark.real
@@ -28,12 +28,6 @@ PAYLOADS = [
     "</pre></td></table><iframe srcdoc='<script>parent.hit=5</script>'>",
     "link\u202egnp.exe",
 ]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from jarvis_collector.layout import day_path
-from tests.browser import chromium, clean_page, jarvis_web, serious_faults
+from tests.browser import clean_page, jarvis_web, serious_faults
 from tests.naive_query import is_wanted
 from tests.test_web_logs import (
     DAY,
@@ -28,12 +28,6 @@ from tests.test_web_logs import (
 )
 
 pytestmark = pytest.mark.real
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture

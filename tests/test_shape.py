@@ -1,5 +1,6 @@
-"""The code base's own rules: the map in ARCHITECTURE.md is the tree, the environment is read in one file, names are known."""
+"""The code base's own rules: ARCHITECTURE.md is the tree, the environment is read in one file, names are known."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -30,6 +31,73 @@ def test_the_map_of_the_architecture_names_every_module_and_no_other():
         assert there - named == set(), f"{name}: not on the map"
         others = {"jarvis_flags", "jarvis_collector", "jarvis_otel"}
         assert named - there - others == set(), f"{name}: on the map, but not there"
+
+
+SOURCES = {path: path.read_text() for package in PACKAGES.values() for path in modules(package)}
+ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
+
+
+def section(title):
+    return ARCHITECTURE.split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+def defined(body):
+    """The names that a module or class defines, each with what it defines in turn."""
+    found = {}
+    for node in body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            found[node.name] = defined(node.body)
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        found |= {target.id: {} for target in targets if isinstance(target, ast.Name)}
+    return found
+
+
+def test_each_place_in_the_code_that_the_architecture_points_at_is_there():
+    pointed = re.findall(r"`(\w+)\.([A-Za-z_]\w*(?:\.\w+)*)`", ARCHITECTURE)
+    modules_by_name = {}
+    for path, source in SOURCES.items():
+        modules_by_name.setdefault(path.stem, []).append(defined(ast.parse(source).body))
+    places = [(name, way) for name, way in pointed if way.rpartition(".")[2] not in ("json", "jsonl", "yaml")]
+    assert len(places) > 10
+    for name, way in places:
+        levels = modules_by_name.get(name, [])
+        for part in way.split("."):
+            levels = [level[part] for level in levels if part in level]
+        assert levels, f"{name}.{way}"
+
+
+def test_the_architecture_names_each_thread_and_no_other():
+    named = set(re.findall(r"`(jarvis-[\w-]+)`", section("Threads and processes")))
+    started = {
+        name for source in SOURCES.values() for name in re.findall(r'Thread\(.*?name=f?"(jarvis-[^"]+)"', source)
+    }
+    # the worker of telegram/ and the threads of etcd/ and alerts/ take a part of their name from a variable
+    patterns = {name: re.compile(re.sub(r"\{[^}]*\}", r"\\w+", name)) for name in started}
+    assert [name for name, pattern in patterns.items() if not any(map(pattern.fullmatch, named))] == []
+    assert [name for name in named if not any(pattern.fullmatch(name) for pattern in patterns.values())] == []
+
+
+def test_each_file_of_state_that_the_architecture_names_is_one_that_the_code_names():
+    named = set(re.findall(r"[/`]([a-z_]+\.jsonl?)`", section("Files and formats")))
+    assert named >= {"overrides.json", "audit.jsonl", "loki.json", "pending.json", "resource.json"}
+    assert [name for name in named if not any(f'"{name}"' in source for source in SOURCES.values())] == []
+
+
+def test_no_class_has_more_than_one_of_ours_above_it_exceptions_aside():
+    above = {}
+    for source in SOURCES.values():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ClassDef):
+                bases = {ast.unparse(base).split("[")[0].split(".")[-1] for base in node.bases}
+                above[node.name] = above.get(node.name, set()) | bases - {node.name}
+    deep = {
+        name: bases
+        for name, bases in above.items()
+        if not name.endswith("Error") and any(above[base] & above.keys() for base in bases & above.keys())
+    }
+    assert deep == {}
 
 
 @pytest.mark.parametrize("name", PACKAGES)

@@ -23,17 +23,10 @@ from jarvis_otel.telegram.people import People
 from jarvis_otel.telegram.polling import Bookmark
 from jarvis_otel.telegram.secrecy import without_token
 from tests.bot_api import TOKEN, check_keyboard, plain_text
+from tests.clocks import Clock
 from tests.telegram_bots import ANN, BOB, FLAGS, audit, overrides
 
 ANYTHING = st.text(st.characters(codec=None), max_size=300)
-
-
-class Clock:
-    def __init__(self):
-        self.now = 1_000.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from jarvis_otel.web.pages import STATIC_DIR, templates
 from jarvis_otel.web.security import BODY_MAX, QUERY_MAX, cookie_name
 from jarvis_otel.web.server import HEAD_MAX
 from jarvis_otel.web.sessions import SESSIONS_MAX, Identity, Sessions
+from tests.clocks import Clock
 from tests.web_servers import web_server
 from tests.web_sites import LOGIN_TOKEN, make_site, visitor
 
@@ -37,14 +38,6 @@ CI = {"Authorization": "Bearer secret-of-ci"}
 PAGES = ("/activity", "/health", "/api/audit", "/api/health")
 POSTS = ("/approvals/abc", "/panic", "/flags/PLAIN/change", "/api/flags/PLAIN/disable")
 ROOT = Path(__file__).parents[1]
-
-
-class Clock:
-    def __init__(self):
-        self.now = 1_000.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture

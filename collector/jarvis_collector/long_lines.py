@@ -153,8 +153,10 @@ def _records(buffer: bytes, parts: Iterator[bytes]) -> Iterator[bytes]:
                     records.append(buffer[start:at])
                     size += at - start
                     start = at
-            else:
+            elif way:
                 way -= 1
+            else:
+                raise LineError("it closes what it did not open")
             if records and (size >= _PIECE or way < _RECORDS):
                 yield _START + resource + scope + b",".join(records) + _END
                 records, size = [], 0

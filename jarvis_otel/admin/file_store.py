@@ -30,6 +30,7 @@ from jarvis_otel.admin.store import Edit, Note, SeenProcess, StoreError, applied
 __all__ = ["FileStore", "folded", "local_processes"]
 
 RESERVE_BYTES = 256 * 1024
+_RESERVE_STEP = 32 * 1024
 
 
 class FileStore:
@@ -94,6 +95,7 @@ class FileStore:
             else:
                 made = []
             done()
+            self._keep_reserve()
             return made
 
     def adopt(self, lines: Sequence[bytes], overrides: OverrideSet) -> int:
@@ -196,17 +198,16 @@ class FileStore:
             raise
 
     def _write(self, write: Callable[[], None], *, off_only: bool) -> None:
-        try:
-            write()
-        except OSError as error:
-            if off_only and error.errno in (errno.ENOSPC, errno.EDQUOT) and self._reserve.exists():
-                # turning off works on a full disk: this space was kept for it
-                self._reserve.unlink(missing_ok=True)
-                self._write(write, off_only=False)
-                return
-            raise StoreError(
-                f"{error.filename or self._dir}: cannot be written: {error.strerror}; nothing was changed"
-            ) from None
+        while True:
+            try:
+                return write()
+            except OSError as error:
+                # turning off works on a full disk: space was kept for it
+                if off_only and error.errno in (errno.ENOSPC, errno.EDQUOT) and self._give_of_reserve():
+                    continue
+                raise StoreError(
+                    f"{error.filename or self._dir}: cannot be written: {error.strerror}; nothing was changed"
+                ) from None
 
     def _append(self, lines: bytes) -> None:
         descriptor = os.open(self._audit, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
@@ -256,13 +257,25 @@ class FileStore:
         return state if newest is not None and newest.revision <= state.revision else folded(state, self.history())
 
     def _keep_reserve(self) -> None:
-        if not self._reserve.exists():
-            with contextlib.suppress(OSError):
-                descriptor = os.open(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640)
-                try:
-                    os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
-                finally:
-                    os.close(descriptor)
+        """Holds what space there is, up to RESERVE_BYTES, for turning flags off."""
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            try:
+                size = os.fstat(descriptor).st_size
+                while size < RESERVE_BYTES:
+                    size += _RESERVE_STEP
+                    os.posix_fallocate(descriptor, 0, size)
+            finally:
+                os.close(descriptor)
+
+    def _give_of_reserve(self) -> bool:
+        """Frees a part of the reserve, the rest is for those who turn off next; False where nothing is left of it."""
+        with contextlib.suppress(OSError):
+            size = self._reserve.stat().st_size
+            if size > 0:
+                os.truncate(self._reserve, max(0, size - _RESERVE_STEP))
+                return True
+        return False
 
 
 def _hash_of(last: bytes) -> str:

@@ -11,7 +11,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, ParamSpec
 
@@ -21,7 +21,8 @@ from jarvis_flags.model import FlagDefinition, RolloutRule
 from jarvis_flags.overrides import Override, OverrideSet
 from jarvis_flags.parse import pin_name
 from jarvis_flags.source import FileSource, FlagSource, MemorySource
-from jarvis_otel.admin.audit import AuditEntry, entries
+from jarvis_otel.admin.approvals import APPROVAL_LASTS_S, ApprovalRequest, open_requests
+from jarvis_otel.admin.audit import AuditEntry
 from jarvis_otel.admin.author import Author, Role, storable
 from jarvis_otel.admin.file_edits import FileEdits
 from jarvis_otel.admin.outcome import Outcome, OutcomeKind
@@ -35,30 +36,9 @@ from jarvis_otel.admin.states import (
 )
 from jarvis_otel.admin.store import Edit, FlagStore, Note, SeenProcess, StoreError
 
-__all__ = ["ApprovalRequest", "FlagAdmin"]
+__all__ = ["FlagAdmin"]
 
 SEEN_WAIT_S = 1.0
-APPROVAL_LASTS_S = 24 * 3600.0
-"""A request that nobody approved by then is void."""
-
-
-@dataclass(frozen=True, slots=True)
-class ApprovalRequest:
-    """A change that waits for further people.
-
-    Attributes:
-        id: By which it is approved.
-        entry: The entry of the audit that asked for it.
-        people: Who is for it: who asked, and who approved so far.
-        wanted: So many people it takes.
-        lapses_at: Unix seconds after which it is void.
-    """
-
-    id: str
-    entry: AuditEntry
-    people: tuple[str, ...]
-    wanted: int
-    lapses_at: float
 
 
 class _ConflictError(Exception):
@@ -154,22 +134,12 @@ class FlagAdmin:
 
     def requests(self) -> list[ApprovalRequest]:
         """The changes that wait for the approval of further people, oldest first."""
-        waiting: dict[str, ApprovalRequest] = {}
-        now = time.time()
-        for entry in entries(_from_first_request(self._store.lines(), now)):
-            if entry.outcome == "requested":
-                flag = self._source.snapshot.definitions.get(entry.flag)
-                wanted = 1 if flag is None else flag.approvals
-                waiting[entry.id] = ApprovalRequest(entry.id, entry, (entry.who,), wanted, _lapses_at(entry))
-            elif entry.outcome == "approved" and entry.request in waiting:
-                request = waiting[entry.request]
-                waiting[entry.request] = replace(request, people=_with(request.people, entry.who))
-            elif entry.outcome == "refused" and entry.request:
-                waiting.pop(entry.request, None)
-            elif entry.outcome in ("applied", "written"):
-                # a flag that changed since is not the flag that somebody asked about
-                waiting = {key: request for key, request in waiting.items() if request.entry.flag != entry.flag}
-        return [request for request in waiting.values() if request.lapses_at > now]
+        definitions = self._source.snapshot.definitions
+
+        def wanted(flag_id: str) -> int:
+            return definitions[flag_id].approvals if flag_id in definitions else 1
+
+        return open_requests(self._store.lines(), wanted, time.time())
 
     # --- changing ---
 
@@ -367,7 +337,8 @@ class FlagAdmin:
                 flag_id: Override("off", percentage=_percentage(state.overrides.get(flag_id))) for flag_id in dangerous
             }
 
-        words = f"{len(dangerous)} dangerous flags are off: {', '.join(dangerous)}"
+        are_off = "flag is off" if len(dangerous) == 1 else "flags are off"
+        words = f"{len(dangerous)} dangerous {are_off}: {', '.join(dangerous)}"
         return self._commit("panic", author, edit, lambda _: words, off_only=True)
 
     @_answers
@@ -389,7 +360,7 @@ class FlagAdmin:
         if author.who in request.people and len(request.people) < request.wanted:
             why = f"{asked.flag}: {author.who} is for it already; it takes {request.wanted} different people"
             return self._refuse(asked.action, asked.flag, author, why)
-        people = _with(request.people, author.who)
+        people = request.approved_by(author.who).people
         if len(people) < request.wanted:
             note = Note(asked.action, asked.flag, "approved", "", asked.old, asked.new, request.id)
             return self._asked_for(author, note, f"{asked.flag}: {len(people)} of {request.wanted} people are for it")
@@ -799,24 +770,6 @@ class FlagAdmin:
 
 
 _NOT_FOR_VIEWERS = "viewers look at flags and change none"
-_REQUESTED = b'"outcome":"requested"'
-"""As AuditEntry.to_line writes it; in a text its quotes would be escaped."""
-
-
-def _from_first_request(lines: Sequence[bytes], now: float) -> Sequence[bytes]:
-    """The lines of the audit from the first request on that has not lapsed: what stands before it answers none.
-
-    Pages ask often, an audit may be long, and only lines with a request have to be read to know where to begin.
-    """
-    for number, line in enumerate(lines):
-        entry = next(entries([line]), None) if _REQUESTED in line else None
-        if entry is not None and entry.outcome == "requested" and _lapses_at(entry) > now:
-            return lines[number:]
-    return ()
-
-
-def _lapses_at(request: AuditEntry) -> float:
-    return datetime.fromisoformat(request.at).timestamp() + APPROVAL_LASTS_S
 
 
 def _not_written_words(error: ValueError | OSError) -> str:
@@ -825,11 +778,6 @@ def _not_written_words(error: ValueError | OSError) -> str:
         cure = "make room for it, or name another file by flags_file"
         return f"{error.filename}: cannot be written: {error.strerror}; {cure}"
     return str(error)
-
-
-def _with(people: tuple[str, ...], who: str) -> tuple[str, ...]:
-    """Each person once, whatever they did at the same time."""
-    return tuple(dict.fromkeys((*people, who)))
 
 
 def _percentage(override: Override | None) -> float | None:

@@ -12,7 +12,11 @@ from jarvis_otel.terminal import tell
 if TYPE_CHECKING:
     from jarvis_otel.settings import Settings
 
-__all__ = ["load_settings", "missing_package", "print_json", "tcp_port"]
+__all__ = ["EXIT_CODES", "load_settings", "missing_package", "print_json", "tcp_port"]
+
+EXIT_CODES = """\
+Exit code 0: done. 1: nothing found, or the answer is no. 2: wrong usage or bad input, and one line says what and where.
+Data goes to standard output, what is said about it to standard error."""
 
 
 def load_settings() -> Settings | None:

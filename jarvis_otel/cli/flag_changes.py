@@ -25,6 +25,22 @@ _TURN_ON = ("enable", "toggle", "rollout", "reset", "revert")
 _YES = "confirms turning on a dangerous flag"
 _YES_UNUSED = "taken as elsewhere; this asks for no confirmation"
 _TURN_OFF = ("disable", "toggle", "rollout", "reset", "revert", "panic")
+_ABOUT = {
+    "enable": "A flag with a percentage stays limited to it. A dangerous one wants a reason and to be confirmed: by "
+    "--reason and --yes, or at the prompt. One that takes approvals becomes a request, which another person approves.",
+    "disable": "It takes effect at once, asks for nothing, and wins over rules, percentages and pins to on.",
+    "toggle": "Off where it is on for anybody, else on as by `enable`.",
+    "rollout": "Users are in or out by a hash of their id, so who is in stays in when the percentage grows.",
+    "reset": "That is what enable, disable, toggle, rollout and revert have set.",
+    "revert": "As `jarvis flags history` shows it.",
+    "promote": "The file keeps its comments, and everybody gets what they get now; where the file cannot say that, "
+    "nothing is written. Only admins may.",
+    "panic": "It takes effect at once and asks for nothing.",
+    "approve": "With the last approval that it takes, the change is made. Who asked cannot approve.",
+    "deny": "Who asked takes it back by this.",
+    "create": "It is off unless --enabled or --rollout says otherwise. The file keeps its comments, and is made where "
+    "there is none. Only admins may.",
+}
 _NO_KINDS = (OutcomeKind.NOT_FOUND, OutcomeKind.REFUSED, OutcomeKind.CONFLICT, OutcomeKind.NEEDS_APPROVAL)
 
 
@@ -56,6 +72,7 @@ def add_change_parsers(parts: argparse._SubParsersAction[Any]) -> None:
             summary,
             f"jarvis flags {name} {example}",
             run,
+            about=_ABOUT[name],
             needs_flags=False,
             turns_off=name in _TURN_OFF,
         )
@@ -78,15 +95,15 @@ def add_change_parsers(parts: argparse._SubParsersAction[Any]) -> None:
             )
         if name == "enable":
             parser.add_argument("--variant", metavar="V", help="the variant that everyone gets")
-        parser.add_argument("--reason", metavar="TEXT", default="", help="why; goes to the audit")
-        parser.add_argument("--by", metavar="WHO", help="who (default: the system's user and host)")
+        _add_author(parser)
         parser.add_argument("--yes", action="store_true", help=_YES if name in _TURN_ON else _YES_UNUSED)
 
     summary = "the changes that wait for another person"
     add_command(parts, "approvals", summary, "jarvis flags approvals", _approvals, needs_flags=False)
 
     example = "jarvis flags create NEW_UI --name 'New UI' --owner ui-team --rollout 10"
-    create = add_command(parts, "create", "write a new flag into the flag file", example, _create, needs_flags=False)
+    summary = "write a new flag into the flag file"
+    create = add_command(parts, "create", summary, example, _create, about=_ABOUT["create"], needs_flags=False)
     create.add_argument("flag", metavar="FLAG", help="its id")
     for field, meaning in (
         ("name", "what people call it"),
@@ -100,8 +117,12 @@ def add_change_parsers(parts: argparse._SubParsersAction[Any]) -> None:
     create.add_argument("--rollout", metavar="PCT", type=_percent, help="on for this percentage of users")
     create.add_argument("--enabled", action="store_true", help="on for everyone")
     create.add_argument("--dangerous", action="store_true", help="turning it on needs confirmation")
-    create.add_argument("--reason", metavar="TEXT", default="", help="why; goes to the audit")
-    create.add_argument("--by", metavar="WHO", help="who (default: the system's user and host)")
+    _add_author(create)
+
+
+def _add_author(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--reason", metavar="TEXT", default="", help="why; goes to the audit")
+    parser.add_argument("--by", metavar="WHO", help="who (default: the system's user and host)")
 
 
 def _finish(args: argparse.Namespace, outcome: Outcome) -> int:

@@ -63,6 +63,7 @@ def add_command(
     example: str,
     run: Run,
     *,
+    about: str = "",
     default: str = "human",
     needs_flags: bool = True,
     turns_off: bool = False,
@@ -75,13 +76,15 @@ def add_command(
         summary: What it does, in a phrase.
         example: A command line.
         run: Does it.
+        about: What else is to be known before it is used, in sentences.
         default: The format where none is asked for.
         needs_flags: Whether it can do nothing without a flag file that can be read.
         turns_off: Whether it can turn flags off, which it does also where the settings have faults, and then nothing
             else: applications run with the same ones, and with the same defaults in their place.
     """
+    description = f"{summary[0].upper()}{summary[1:]}. {about}".rstrip()
     parser: argparse.ArgumentParser = parts.add_parser(
-        name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=f"example: {example}"
+        name, help=summary, description=description, epilog=f"example: {example}"
     )
     parser.add_argument(
         "--format", choices=("human", "json"), default=default, help="how to print (default: %(default)s)"

@@ -32,7 +32,8 @@ _CODE_BYTES_MAX = 4 * 1024 * 1024
 def add_study_parsers(parts: argparse._SubParsersAction[Any]) -> None:
     """Adds simulate and stale to `jarvis flags`."""
     example = "jarvis flags simulate NEW_UI --users 10000 --rollout 50"
-    simulate = add_command(parts, "simulate", "who gets what, and who would move under a change", example, _simulate)
+    summary = "who gets what, and who would move under a change"
+    simulate = add_command(parts, "simulate", summary, example, _simulate, about="Nothing is changed by it.")
     simulate.add_argument("flag", metavar="FLAG", help="its id")
     simulate.add_argument(
         "--users", metavar="FILE|N", required=True, help="a file with one id a line, or N for user0 to userN-1"
@@ -44,7 +45,9 @@ def add_study_parsers(parts: argparse._SubParsersAction[Any]) -> None:
     change.add_argument("--off", action="store_true", help="as if it were turned off")
     change.add_argument("--file", metavar="FILE", type=Path, help="as if this were the flag file")
 
-    stale = add_command(parts, "stale", "flags that have had their day", "jarvis flags stale --code src", _stale)
+    about = "Expired, the same for everyone for long, or not evaluated for long as far as the log files tell."
+    example = "jarvis flags stale --code src"
+    stale = add_command(parts, "stale", "flags that have had their day", example, _stale, about=about)
     stale.add_argument("--code", metavar="DIR", type=Path, help="also flags that no file in here names")
     stale.add_argument(
         "--days",

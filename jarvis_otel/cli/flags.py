@@ -15,7 +15,7 @@ from jarvis_flags.tree import plain, value_of
 from jarvis_otel.admin.audit import AuditEntry, verify
 from jarvis_otel.admin.states import change_words, flag_states
 from jarvis_otel.admin.store import StoreError
-from jarvis_otel.cli.command import print_json
+from jarvis_otel.cli.command import EXIT_CODES, print_json
 from jarvis_otel.cli.flag_changes import add_change_parsers
 from jarvis_otel.cli.flag_exchange import add_flagd_parsers
 from jarvis_otel.cli.flag_impact import add_impact_parser
@@ -27,6 +27,8 @@ from jarvis_otel.terminal import DONE, NO, WRONG, printable, table
 
 __all__ = ["add_parser"]
 
+_ATTRIBUTE = "an attribute of the user, read as YAML reads it; may be given several times"
+
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Adds `flags` and its subcommands to the commands of `jarvis`."""
@@ -34,11 +36,14 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "flags",
         help="look at flags and change them",
         description="Looks at flags, changes them, and studies what they do.",
-        epilog="example: jarvis flags list",
+        epilog=f"example: jarvis flags list\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parts = flags.add_subparsers(dest="flags_command", metavar="COMMAND", required=True)
 
-    listed = add_command(parts, "list", "all flags with their state", "jarvis flags list --category trading", _list)
+    about = "The state is that of somebody without a name in this environment, or the percentage that has it on."
+    example = "jarvis flags list --category trading"
+    listed = add_command(parts, "list", "all flags with their state", example, _list, about=about)
     listed.add_argument("--category", metavar="C", help="only those of this category")
     listed.add_argument("--status", choices=("active", "deprecated", "disabled"), help="only those of this status")
 
@@ -47,17 +52,17 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
     show.add_argument("flag", metavar="FLAG", help="its id")
 
-    evaluate = add_command(
-        parts, "eval", "what a flag gives", "jarvis flags eval NEW_UI --user 42 --attr plan=pro", _eval, default="json"
-    )
-    explain = add_command(
-        parts, "explain", "what a flag gives, step by step", "jarvis flags explain NEW_UI --user 42", _explain
-    )
+    example = "jarvis flags eval NEW_UI --user 42 --attr plan=pro"
+    about = "As an application with these settings would evaluate it; nothing is recorded. Exit code 1: no such flag."
+    evaluate = add_command(parts, "eval", "what a flag gives", example, _eval, about=about, default="json")
+    example = "jarvis flags explain NEW_UI --user 42"
+    about = "Each step of the evaluation order, what it asks, and why it decided or did not."
+    explain = add_command(parts, "explain", "what a flag gives, step by step", example, _explain, about=about)
     for parser in (evaluate, explain):
         parser.add_argument("flag", metavar="FLAG", help="its id")
         parser.add_argument("--user", metavar="ID", help="the user")
         parser.add_argument("--env", metavar="ENV", help="the environment (default: as an application here would)")
-        parser.add_argument("--attr", metavar="K=V", action="append", default=[], type=_attribute, help="an attribute")
+        parser.add_argument("--attr", metavar="K=V", action="append", default=[], type=_attribute, help=_ATTRIBUTE)
         parser.add_argument("--default", metavar="V", type=value_of, help="the caller's default")
 
     add_change_parsers(parts)
@@ -67,15 +72,24 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     add_migrate_parser(parts)
 
     example = "jarvis flags history DEXTER_ENABLED"
-    history = add_command(parts, "history", "the changes of a flag, or of all", example, _history, needs_flags=False)
+    about = "Who, when, why, from where, and from what to what; refused changes and edits of the file too."
+    history = add_command(
+        parts, "history", "the changes of a flag, or of all", example, _history, about=about, needs_flags=False
+    )
     history.add_argument("flag", metavar="FLAG", nargs="?", help="its id; without one all of them")
 
     example = "jarvis flags audit --verify --logs"
-    audit = add_command(parts, "audit", "the audit, and whether it is whole", example, _audit, needs_flags=False)
+    about = "Each entry carries the hash of the one before, so what was edited, cut or written anew is found."
+    audit = add_command(
+        parts, "audit", "the audit, and whether it is whole", example, _audit, about=about, needs_flags=False
+    )
     audit.add_argument("--verify", action="store_true", help="only check its chain: 1 where it is broken")
     audit.add_argument("--logs", action="store_true", help="also hold it against what the log files say of changes")
 
-    lint = add_command(parts, "lint", "check the flag files", "jarvis flags lint", _lint, needs_flags=False)
+    about = "Exit code 2: a flag is bad, a file cannot be read, or a secret stands in one; a line each says where."
+    lint = add_command(
+        parts, "lint", "check the flag files", "jarvis flags lint", _lint, about=about, needs_flags=False
+    )
     lint.add_argument("--code", metavar="DIR", type=Path, help="also code in which a dangerous flag is on by default")
 
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from jarvis_otel.cli.command import load_settings
+from jarvis_otel.cli.command import EXIT_CODES, load_settings
 from jarvis_otel.terminal import WRONG
 
 __all__ = ["add_parser"]
@@ -24,7 +24,8 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "logs",
         help="query, tail, trace and reproduce from the log files",
         description="Asks the log files, and keeps them in order.",
-        epilog="example: jarvis logs query --level ERROR",
+        epilog=f"example: jarvis logs query --level ERROR\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parts = logs.add_subparsers(dest="logs_command", metavar="COMMAND", required=True)
 
@@ -157,7 +158,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "collector does the same by itself.",
         epilog="example: jarvis logs rotate --plain-days 7 --keep-days 30 --dry-run",
     )
-    rotate.add_argument("--dir", metavar="DIR", type=Path, help="the log directory; that of the settings if not given")
+    _add_dir(rotate)
     rotate.add_argument(
         "--plain-days", metavar="N", help="leave files as they are for so many days (default: retention_plain_days, 7)"
     )
@@ -180,7 +181,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "without; today's file is indexed as far as it goes.",
         epilog="example: jarvis logs index",
     )
-    index.add_argument("--dir", metavar="DIR", type=Path, help="the log directory; that of the settings if not given")
+    _add_dir(index)
     index.add_argument("--all", action="store_true", help="make them anew, also those that are up to date")
     index.add_argument("--format", choices=("human", "json"), default="human", help=_FORMAT)
     index.set_defaults(func=_index, logs_command="index")
@@ -193,7 +194,7 @@ def _add(parts: argparse._SubParsersAction[Any], name: str, summary: str, exampl
     # argparse takes -3h for an option unless it looks like a negative number
     parser._negative_number_matcher = re.compile(r"-\d")  # noqa: SLF001
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--dir", metavar="DIR", type=Path, help="the log directory; that of the settings if not given")
+    _add_dir(source)
     source.add_argument(
         "--file",
         metavar="PATH",
@@ -213,6 +214,10 @@ def _add(parts: argparse._SubParsersAction[Any], name: str, summary: str, exampl
     )
     parser.set_defaults(func=_run, logs_command=name)
     return parser
+
+
+def _add_dir(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--dir", metavar="DIR", type=Path, help="the log directory; that of the settings if not given")
 
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:

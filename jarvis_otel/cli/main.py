@@ -9,6 +9,7 @@ import os
 import sys
 from typing import Any, NoReturn
 
+from jarvis_otel.cli.command import EXIT_CODES
 from jarvis_otel.version import __version__
 
 __all__ = ["COMMANDS", "CommandParser", "main"]
@@ -41,7 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = CommandParser(
         prog="jarvis",
         description="Feature flags and structured logs in one.",
-        epilog="example: jarvis flags list",
+        epilog=f"example: jarvis demo\n\nEach command has a --help of its own, with an example.\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"jarvis-otel {__version__}")
     commands: argparse._SubParsersAction[Any] = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -18,7 +18,7 @@ import orjson
 
 from jarvis_flags.overrides import OverrideError, OverrideSet
 from jarvis_otel.admin.audit import GENESIS
-from jarvis_otel.etcd.client import EtcdClient, EtcdError, b64, unb64
+from jarvis_otel.etcd.client import EtcdClient, EtcdError, EtcdUnavailableError, b64, unb64
 
 __all__ = ["Keys", "Lasting", "SharedFlags", "compared", "deleted", "flags_of", "put", "read_flags", "remaining"]
 
@@ -178,12 +178,18 @@ def flags_of(answer: Mapping[str, Any], keys: Keys, header: Mapping[str, Any] | 
         header: That of the answer which it is part of.
 
     Raises:
+        EtcdUnavailableError: It is no such answer: something stands between that is no etcd.
         OverrideError: They cannot be used.
     """
-    header = header or answer["header"]
-    flags = SharedFlags(str(header["cluster_id"]), int(header["revision"]))
-    for pair in answer.get("kvs", ()):
-        flags = flags.with_event({"kv": pair}, keys, flags.position)
+    try:
+        header = header or answer["header"]
+        flags = SharedFlags(str(header["cluster_id"]), int(header["revision"]))
+        for pair in answer.get("kvs", ()):
+            flags = flags.with_event({"kv": pair}, keys, flags.position)
+    except OverrideError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise EtcdUnavailableError(f"the answer is none of etcd's: {type(error).__name__}: {error}") from None
     return flags
 
 

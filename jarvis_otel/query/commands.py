@@ -415,15 +415,18 @@ class LogCommands:
             yield f"{start}  {human_record(one.record, paint)}{suffix}\n"
 
     def _nothing(self, text: str) -> int:
-        files = f" ({self._logs.tally.files} files)" if self._loki is None else ""
+        files = f" ({self._files_read()})" if self._loki is None else ""
         self._tell_late(f"{text} in {self._where}{files}")
         return NO
 
     def _state(self) -> str:
         """What there is to say while something takes long."""
-        tally = self._logs.tally
-        files = f"{tally.files} file{'' if tally.files == 1 else 's'}"
-        return f"jarvis logs {self._name}: reading, {files} and {tally.bytes / 1e6:.0f} MB so far"
+        megabytes = self._logs.tally.bytes / 1e6
+        return f"jarvis logs {self._name}: reading, {self._files_read()} and {megabytes:.0f} MB so far"
+
+    def _files_read(self) -> str:
+        files = self._logs.tally.files
+        return f"{files} file{'' if files == 1 else 's'}"
 
     def _tell_late(self, text: str) -> None:
         """Says something once the answer has been written, and a pager left."""

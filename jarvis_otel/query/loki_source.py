@@ -34,6 +34,9 @@ PAGE = 5000
 REACH = timedelta(days=30)
 """So far back does a question reach that names no beginning; config/loki.yaml keeps records as long."""
 
+_END_OF_TIME = 1 << 64
+"""Nanoseconds since 1970 that OTLP knows no more."""
+
 WINDOW = timedelta(days=7)
 """So long a time is asked for at once; Loki's own limit is 30 days and an hour."""
 
@@ -297,5 +300,10 @@ def _entries(answer: Mapping[str, Any]) -> Iterator[_Entry]:
         raise ValueError("no streams")
     for stream in answer["data"]["result"]:
         labels = stream["stream"]
+        if not all(isinstance(label, str) for label in labels.values()):
+            raise TypeError("a label that is no text")
         for time, text in stream["values"]:
-            yield _Entry(int(time), text, labels)
+            entry = _Entry(int(time), text, labels)
+            if not 0 <= entry.time < _END_OF_TIME or not isinstance(text, str):
+                raise ValueError("no entry")
+            yield entry

@@ -53,7 +53,8 @@ _CSV_KEYS = (
     "context",
     "logger",
 )
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+# as OWASP lists them for CSV injection, the wide forms too
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def json_text(value: Any, *, pretty: bool = False) -> str:

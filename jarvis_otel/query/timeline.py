@@ -71,7 +71,10 @@ def depths_of(spans: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def _headline(trace: Trace, start: str, end: str, services: int, paint: Paint) -> str:
-    counts = f"{len(trace.records)} records, {len(trace.spans)} spans, {services} services"
+    counts = ", ".join(
+        f"{count} {noun}{'' if count == 1 else 's'}"
+        for count, noun in ((len(trace.records), "record"), (len(trace.spans), "span"), (services, "service"))
+    )
     left_out = f", {trace.left_out} more left out" if trace.left_out else ""
     times = f"from {local_time(start)} for {_seconds(end, start).strip()}"
     return f"{paint(printable(trace.correlation_id), 'bold')}  {counts}{left_out}, {times}"

@@ -71,6 +71,7 @@ def canonical_time(text: str) -> str:
 
     Raises:
         ValueError: The text is no ISO 8601 time.
+        OverflowError: In UTC it is outside of the calendar.
     """
     moment = datetime.fromisoformat(text)  # also where the form is right: the day must exist
     if _LINE_TIME.fullmatch(text):
@@ -158,12 +159,14 @@ def _resolve(
 ) -> datetime | None:
     if given is None:
         return None
-    if isinstance(given, datetime):
-        return _aware(given, zone)
     try:
-        return parse_time(given, now, zone, after=after)
+        moment = _aware(given, zone) if isinstance(given, datetime) else parse_time(given, now, zone, after=after)
+        line_time(moment)
     except ValueError as error:
         raise QueryError(name, str(error)) from None
+    except OverflowError:
+        raise QueryError(name, f"got {given}, which in UTC is outside of the calendar") from None
+    return moment
 
 
 def _aware(moment: datetime, zone: tzinfo | None) -> datetime:

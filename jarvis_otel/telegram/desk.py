@@ -11,10 +11,11 @@ from urllib.parse import urlsplit
 
 from jarvis_collector.config import reachable_url
 from jarvis_flags.hints import did_you_mean
+from jarvis_otel.admin.approvals import ApprovalRequest
 from jarvis_otel.admin.author import Author, Role
 from jarvis_otel.admin.outcome import Outcome, OutcomeKind
 from jarvis_otel.admin.quota import Quota
-from jarvis_otel.admin.service import ApprovalRequest, FlagAdmin
+from jarvis_otel.admin.service import FlagAdmin
 from jarvis_otel.admin.stale import STALE_DAYS, last_changes, stale_reasons
 from jarvis_otel.admin.states import FlagState, flag_ids, flag_states, unknown_flag_words
 from jarvis_otel.telegram import texts
@@ -140,6 +141,8 @@ class Desk:
                 return lambda: self._list("all", 0)
             case "flag_panic":
                 return self._shown(self._admin.panic(self._author(sent, role, _reason(rest))), None)
+            case "errors" | "trace" if not rest.isprintable():
+                return texts.note_page(f"/{name}: got characters that cannot be shown, want a line of plain text")
             case "errors":
                 return self._errors(rest)
             case "trace":

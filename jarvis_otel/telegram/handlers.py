@@ -26,8 +26,9 @@ from telegram.error import BadRequest, Forbidden, InvalidToken, TelegramError, T
 from telegram.ext import Application, BaseHandler, CallbackQueryHandler, CommandHandler, MessageHandler, filters
 
 from jarvis_flags.source import FileSource
+from jarvis_otel.admin.approvals import ApprovalRequest
 from jarvis_otel.admin.author import Role
-from jarvis_otel.admin.service import ApprovalRequest, FlagAdmin
+from jarvis_otel.admin.service import FlagAdmin
 from jarvis_otel.admin.store import StoreError
 from jarvis_otel.telegram import log_answers, texts
 from jarvis_otel.telegram.desk import Ask, Desk, Look, Sent, Tapped

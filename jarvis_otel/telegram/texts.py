@@ -8,9 +8,9 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+from jarvis_otel.admin.approvals import ApprovalRequest
 from jarvis_otel.admin.audit import AuditEntry
 from jarvis_otel.admin.outcome import Outcome, OutcomeKind
-from jarvis_otel.admin.service import ApprovalRequest
 from jarvis_otel.admin.states import FlagState, change_words, moment, override_words, rule_words
 from jarvis_otel.telegram.pending import Change
 from jarvis_otel.terminal import printable

@@ -15,8 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from jarvis_otel.admin.approvals import ApprovalRequest
 from jarvis_otel.admin.audit import AuditEntry, Chain, entries
-from jarvis_otel.admin.service import ApprovalRequest
 from jarvis_otel.admin.states import change_words
 from jarvis_otel.web import api
 from jarvis_otel.web.errors import problem

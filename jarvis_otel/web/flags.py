@@ -19,10 +19,10 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from jarvis_flags.tree import plain
+from jarvis_otel.admin.approvals import ApprovalRequest
 from jarvis_otel.admin.audit import AuditEntry
 from jarvis_otel.admin.author import Author, Role
 from jarvis_otel.admin.outcome import Outcome, OutcomeKind
-from jarvis_otel.admin.service import ApprovalRequest
 from jarvis_otel.admin.states import FlagState, change_words, rule_words, unknown_flag_words
 from jarvis_otel.admin.store import StoreError
 from jarvis_otel.web import flags_api

@@ -43,6 +43,7 @@ _COLUMNS_MAX = 12
 _COLUMN_MAX = 100
 _VALUE_MAX = 4096
 _WORD = re.compile(r"[^\s()=!<>~\"']+")
+_OR = re.compile(r"\bor\b", re.IGNORECASE)
 _AROUND = timedelta(minutes=1)
 
 
@@ -162,7 +163,7 @@ class LogFilters:
             if not where_filter(asked).matches(record):
                 return None  # a key with dots that hides another one, or a number that is no number
             if before is not None and asked != before:
-                asked = f"{before} and {asked}" if " or " not in before.lower() else f"({before}) and {asked}"
+                asked = f"({before}) and {asked}" if _OR.search(before) else f"{before} and {asked}"
             where_filter(asked)
         except ValueError:
             return None

@@ -193,7 +193,7 @@ def _tree(content: bytes, shown: str) -> Mapping[str, Any]:
     if not isinstance(tree, Mapping):
         raise ValueError(f"{shown}: got no mapping, want a flag file")  # noqa: TRY004 - the file's fault, no type of ours
     if not isinstance(tree.get("flags") or {}, Mapping):
-        raise ValueError(f"{shown}: flags: want a mapping of flags")
+        raise ValueError(f"{shown}: flags: got no mapping, want flags by their ids")  # noqa: TRY004 - the same
     return tree
 
 

@@ -277,7 +277,7 @@ def broken_flag(flag_id: str, problem: str, inputs: Inputs, *, dangerous: bool, 
 
 
 def compile_flag(definition: FlagDefinition, inputs: Inputs) -> Flag:
-    """Compiles a flag: the evaluation order, step by step. It is released, and never changes.
+    """Compiles a flag: the evaluation order of docs/reference/flag-file.md, step by step; as it is released it stays.
 
     Args:
         definition: A definition that was checked by `parse`.

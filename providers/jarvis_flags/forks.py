@@ -1,4 +1,4 @@
-"""What a forked child has to put right: its parent's threads, locks and descriptors are not its own."""
+"""Forks: what a child has to put right, as its parent's threads and locks are not its own; what a fork waits for."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ from jarvis_flags.model import EvaluationContext, FlagDefinition
 from jarvis_flags.overrides import Override, OverrideError, OverrideSet
 from jarvis_flags.parse import FlagSet, parse_flag, parse_flags
 from jarvis_flags.regex import TEXT_MAX, RegexError, compile_regex
-from jarvis_flags.reread import read_again, reading_of
 from jarvis_flags.request import CALLERS_DEFAULT
+from jarvis_flags.reread import read_again, reading_of
 from jarvis_flags.schedule import ScheduleError, parse_schedule
 from jarvis_flags.snapshot import Snapshot, build_snapshot
 from jarvis_flags.tree import TreeError, load_tree, plain
@@ -193,7 +193,7 @@ def pin(data: bytes) -> None:
         '{"ramp": {"start": "2026-01-01", "end": "2026-02-01", "from": 1, "to": 99.5}}',
         '{"hours": "09:00+01:00-17:00"}',
     ],
-    words=b"start,end,days,hours,timezone,ramp,from,to,2026-01-01,09:00,24:00,-,mon,UTC,Europe/Vienna,../x,0001-01-01,9999-12-31T23:59:59,+14:00,T,Z,1e400,\",:,{,}".split(b","),
+    words=b'start,end,days,hours,timezone,ramp,from,to,2026-01-01,09:00,24:00,-,mon,UTC,Europe/Vienna,../x,0001-01-01,9999-12-31T23:59:59,+14:00,T,Z,1e400,",:,{,}'.split(b","),
 )
 def schedule(data: bytes) -> None:
     """A schedule is read or refused with its own error, and what was read holds or not at any time."""

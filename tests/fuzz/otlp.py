@@ -160,7 +160,7 @@ def json_records_alike(data: bytes) -> None:
 
 def protobuf_of(signal: Signal, content: dict[str, Any]) -> bytes:
     """A request in OTLP/JSON as protobuf, by the library's own parser."""
-    from google.protobuf.json_format import ParseDict  # noqa: PLC0415 - for seeds alone
+    from google.protobuf.json_format import ParseDict
 
     def ids(node: Any) -> Any:
         if isinstance(node, list):
@@ -357,6 +357,6 @@ def http(data: bytes) -> None:
 
 
 def _page() -> Any:
-    from jarvis_collector.http import Response  # noqa: PLC0415 - made where it is sent
+    from jarvis_collector.http import Response
 
     return Response(200, b"ok\n")

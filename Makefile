@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-real real-collector real-loki real-telemetrygen real-ofrep-web lint bench coverage soak clean
+.PHONY: demo test test-real real-collector real-loki real-telemetrygen real-ofrep-web lint bench coverage matrix soak mutate fuzz clean
 
 demo: $(STAMP)
 	$(BIN)/jarvis demo
@@ -48,10 +48,25 @@ coverage: $(STAMP)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --skip-covered
 
+# The wheel in empty environments: interpreters, lowest and newest dependencies, extras. Options of the script: MATRIX=--help
+matrix: $(STAMP)
+	$(BIN)/python scripts/matrix $(MATRIX)
+
 # Everything together for an hour, with kills, full disks and an oracle of what must hold; the disk takes root.
 SOAK_MINUTES ?= 60
 soak: $(STAMP)
 	$(BIN)/python -m tests.soak --minutes $(SOAK_MINUTES)
+
+# Faults that the tests would not see, see docs/mutation.md: some modules with MODULES="evaluate redaction".
+MODULES ?=
+mutate: $(STAMP)
+	$(BIN)/python scripts/mutate $(MODULES)
+
+# Every parser against any bytes, each family of them for so many seconds; atheris is no part of the venv otherwise.
+FUZZ_SECONDS ?= 60
+FUZZ ?=
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.fuzz $(FUZZ) --seconds $(FUZZ_SECONDS)
 
 $(STAMP): pyproject.toml constraints.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 from jarvis_collector.config import LokiTarget, Retention
 from jarvis_flags.settings import SettingsSource
 
-__all__ = ["COLLECTOR_KEYS", "loki_target", "parse_size", "read_collector", "size"]
+__all__ = ["COLLECTOR_KEYS", "CollectorSettings", "loki_target", "parse_size", "read_collector", "size"]
 
 COLLECTOR_KEYS = frozenset(
     {
@@ -51,25 +52,58 @@ _DIGEST = re.compile(r"sha256:([0-9a-f]{64})", re.IGNORECASE)
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
+@dataclass(frozen=True)
+class CollectorSettings:
+    """What `jarvis collector` runs with; options of the command win over it.
+
+    Attributes:
+        host: Address that it binds.
+        port: TCP port of OTLP/HTTP; 0 takes a free one.
+        grpc_port: TCP port of OTLP/gRPC; None is without.
+        grpc_named: Whether somebody named that port, and so counts on it.
+        tokens: SHA-256 digests of the bearer tokens of which a request must show one.
+        insecure_no_auth: Whether others may send to it without a token.
+        hosts: Names by which it may be asked beside those of this machine.
+        tls_cert: File of its certificate chain (PEM); None is without TLS.
+        tls_key: File of the key to it.
+        components: Whether it writes each service's records once more to a file of its own.
+        index: Whether it keeps the indexes of the day files, by which `jarvis logs` is quicker.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 4318
+    grpc_port: int | None = 4317
+    grpc_named: bool = field(default=False, compare=False)
+    tokens: frozenset[str] = field(default=frozenset(), repr=False)
+    insecure_no_auth: bool = False
+    hosts: frozenset[str] = frozenset()
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    components: bool = False
+    index: bool = True
+
+
 def read_collector(source: SettingsSource, state_dir: Path) -> dict[str, Any]:
-    """The collector's settings, by the names that they have in `Settings`.
+    """The settings of the collector and of its files, by the names that they have in `Settings`.
 
     Args:
         source: Where they are read; what cannot be used is told in its `problems`, and the default stands in.
         state_dir: The directory of run-time state.
     """
     return {
-        "collector_host": source.text("collector_host") or "127.0.0.1",
-        "collector_port": _number(source, "collector_port", 4318, 0, 65535),
-        "collector_grpc_port": _grpc_port(source),
-        "collector_grpc_named": source.raw("collector_grpc_port") is not None,
-        "collector_tokens": _tokens(source),
-        "collector_insecure_no_auth": source.flag("collector_insecure_no_auth"),
-        "collector_hosts": frozenset(source.names("collector_hosts")),
-        "collector_tls_cert": _file(source, "collector_tls_cert"),
-        "collector_tls_key": _file(source, "collector_tls_key"),
-        "collector_components": source.flag("collector_components"),
-        "collector_index": source.flag("collector_index", default=True),
+        "collector": CollectorSettings(
+            host=source.text("collector_host") or CollectorSettings.host,
+            port=_number(source, "collector_port", CollectorSettings.port, 0, 65535),
+            grpc_port=_grpc_port(source),
+            grpc_named=source.raw("collector_grpc_port") is not None,
+            tokens=_tokens(source),
+            insecure_no_auth=source.flag("collector_insecure_no_auth"),
+            hosts=frozenset(source.names("collector_hosts")),
+            tls_cert=_file(source, "collector_tls_cert"),
+            tls_key=_file(source, "collector_tls_key"),
+            components=source.flag("collector_components"),
+            index=source.flag("collector_index", default=True),
+        ),
         "retention": _retention(source),
         **_loki(source, state_dir),
     }

@@ -138,7 +138,14 @@ def next_number() -> int:
 
 
 def bare_record(level: int, message: object, service: str, problem: Exception) -> Record:
-    """What is left of a record that could not be composed: its message, and what was in the way."""
+    """What is left of a record that could not be composed: its message, and what was in the way.
+
+    Args:
+        level: A number of the logging module.
+        message: What happened.
+        service: The component that logs.
+        problem: What composing it raised.
+    """
     now = time.time_ns()
     record = Record(
         now - now % 1000, severity_of(level), clean_text(message), service, service, {"logging_problem": problem}

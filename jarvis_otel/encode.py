@@ -508,7 +508,14 @@ def _cleaned(record: Record) -> Record:
 def otlp_scope(
     name: str, version: str | None = None, schema_url: str | None = None, attributes: Mapping[str, Any] | None = None
 ) -> bytes:
-    """An OTLP/JSON ScopeLogs object without its records, open at the end: `{"scope":{…},"logRecords":[`."""
+    """An OTLP/JSON ScopeLogs object without its records, open at the end: `{"scope":{…},"logRecords":[`.
+
+    Args:
+        name: The scope's name: that of the logger.
+        version: Its version.
+        schema_url: The schema that its attributes follow.
+        attributes: Attributes of the scope.
+    """
     scope: dict[str, Any] = {"name": clean_text(name)}
     if version:
         scope["version"] = clean_text(version)

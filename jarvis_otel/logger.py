@@ -284,7 +284,7 @@ class StructuredLogger:
         except Exception as problem:  # telemetry never raises into the application, and loses no message either
             exception = None
             record = bare_record(level, message, self.service, problem)
-            self._shipbare_record(record)
+            self._ship_bare(record)
         if _handlers_of(self._standard, level):
             _hand_to_standard(self._standard, record, level, exception)
         _hand_to_processors(record)
@@ -301,7 +301,7 @@ class StructuredLogger:
             return True
         return has_others(get_logger_provider())
 
-    def _shipbare_record(self, record: Record) -> None:
+    def _ship_bare(self, record: Record) -> None:
         try:
             ship(record, self._scope)
         except Exception:  # the pipeline itself fails: all that is left is to count

@@ -260,14 +260,14 @@ class FeatureFlagManager:
     def evaluate(
         self, flag_id: str, user_id: str | int | None = None, context: EvaluationContext | None = None
     ) -> Evaluation:
-        """What a flag gives with all that is known of it, and without any telemetry."""
+        """What a flag gives with all that is known of it, and without any telemetry; see `is_enabled`."""
         snapshot = self.source.snapshot
         return snapshot.evaluate(flag_id, self._request(snapshot, user_id, context))
 
     def explain(
         self, flag_id: str, user_id: str | int | None = None, context: EvaluationContext | None = None
     ) -> tuple[Evaluation, tuple[ExplainedStep, ...]]:
-        """What a flag gives, and every step of the order on the way."""
+        """What a flag gives, and every step of the order on the way; see `is_enabled`."""
         snapshot = self.source.snapshot
         return snapshot.explain(flag_id, self._request(snapshot, user_id, context))
 
@@ -384,7 +384,7 @@ class FeatureFlagManager:
         return self.admin.history(flag_id)
 
     def on_change(self, flag_id: str, callback: Callable[[str, bool, bool], Any]) -> Callable[[], None]:
-        """Has a function called when a flag turns on or off, by whatever cause.
+        """Has a function called when a change at run time or of a file turns a flag on or off; the clock's is not told.
 
         Args:
             flag_id: The flag.

@@ -28,7 +28,14 @@ _REASON_MAX = 200
 
 
 class Answer(NamedTuple):
-    """What came of one request; status 0 where nothing answered."""
+    """What came of one request.
+
+    Attributes:
+        status: Of HTTP; 0 where nothing answered.
+        reason: What the other side says of it, or why nothing came, in one line.
+        retry_after: Seconds to wait, where the answer tells them.
+        rejected: Records that a 2xx says it did not take.
+    """
 
     status: int
     reason: str

@@ -45,6 +45,9 @@ A caller in a hurry asks for the length itself, and calls `Redactor.text` only f
 PATHS_MAX = 20
 """So many places of secrets are told at once; secrets beyond them are taken out all the same."""
 
+_PASSES_MAX = 4
+"""A mark may show that what stands beside it is a secret too; two looks are nearly always enough."""
+
 _NAMES_MAX = 4_096
 _NAME_LENGTH_MAX = 128
 _PATH_LENGTH_MAX = 200
@@ -268,7 +271,11 @@ class Redactor:
             or (size >= _LONG_MIN and _is_suspect(value))
             or (self._is_custom and self._is_suspect(value))
         ):
-            return self._without_secrets(value)
+            for _ in range(_PASSES_MAX):
+                cleaned = self._without_secrets(value)
+                if cleaned == value:
+                    break
+                value = cleaned
         return value
 
     def field(self, name: str, value: str) -> str:

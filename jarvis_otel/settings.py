@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from jarvis_collector.config import LokiTarget, Retention
 from jarvis_flags.settings import FLAG_KEYS, FlagSettings, SettingsSource
 from jarvis_otel.admin.author import Role
-from jarvis_otel.collector_settings import COLLECTOR_KEYS, read_collector, size
+from jarvis_otel.collector_settings import COLLECTOR_KEYS, CollectorSettings, read_collector, size
 from jarvis_otel.front_settings import FRONT_KEYS, AlertSettings, TelegramSettings, WebSettings, read_fronts
 from jarvis_otel.otlp_settings import DEFAULT_ENDPOINT, OtlpTarget, read_target
 
@@ -99,17 +99,7 @@ class Settings:
         spool_max_bytes: So many bytes may wait there, of all processes together.
         capture_warnings: Whether what the warnings module would print is logged.
         capture_exceptions: Whether uncaught exceptions are logged.
-        collector_host: Address that `jarvis collector` binds.
-        collector_port: TCP port of OTLP/HTTP; 0 takes a free one.
-        collector_grpc_port: TCP port of OTLP/gRPC; None is without.
-        collector_grpc_named: Whether somebody named that port, and so counts on it.
-        collector_tokens: SHA-256 digests of the bearer tokens of which a request must show one.
-        collector_insecure_no_auth: Whether others may send to it without a token.
-        collector_hosts: Names by which it may be asked beside those of this machine.
-        collector_tls_cert: File of its certificate chain (PEM); None is without TLS.
-        collector_tls_key: File of the key to it.
-        collector_components: Whether it writes each service's records once more to a file of its own.
-        collector_index: Whether it keeps the indexes of the day files, by which `jarvis logs` is quicker.
+        collector: The collector.
         retention: How long day files are kept.
         loki: Where records are forwarded to, if anywhere.
         loki_headers: Headers of each request to a Loki; `loki` has them too.
@@ -158,17 +148,7 @@ class Settings:
     spool_max_bytes: int = 256 * _MIB
     capture_warnings: bool = True
     capture_exceptions: bool = True
-    collector_host: str = "127.0.0.1"
-    collector_port: int = 4318
-    collector_grpc_port: int | None = 4317
-    collector_grpc_named: bool = False
-    collector_tokens: frozenset[str] = field(default=frozenset(), repr=False)
-    collector_insecure_no_auth: bool = False
-    collector_hosts: frozenset[str] = frozenset()
-    collector_tls_cert: Path | None = None
-    collector_tls_key: Path | None = None
-    collector_components: bool = False
-    collector_index: bool = True
+    collector: CollectorSettings = field(default_factory=CollectorSettings)
     retention: Retention = field(default_factory=Retention)
     loki: LokiTarget | None = None
     loki_headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), repr=False)

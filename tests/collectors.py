@@ -155,9 +155,9 @@ def one_line(done):
 
 
 def logs(*messages):
-    """A request in OTLP/JSON."""
+    """A request in OTLP/JSON, without blanks between its parts."""
     records = [{"body": {"stringValue": message}} for message in messages]
-    return json.dumps({"resourceLogs": [{"scopeLogs": [{"logRecords": records}]}]}).encode()
+    return json.dumps({"resourceLogs": [{"scopeLogs": [{"logRecords": records}]}]}, separators=(",", ":")).encode()
 
 
 def read_all(connection):

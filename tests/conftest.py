@@ -4,7 +4,12 @@ import os
 import textwrap
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# a machine that is busy is no fault of what is tested
+hypothesis.settings.register_profile("jarvis", deadline=None)
+hypothesis.settings.load_profile("jarvis")
 
 
 @pytest.fixture(autouse=True)

@@ -120,7 +120,12 @@ def _block(path: str, token: Token, marker: str, problems: list[str]) -> Block:
     if not language:
         problems.append(f"{path}:{line - 1}: a block without a language; sh, python, yaml, json, console, text, …")
     words, values = set(), {}
-    for item in shlex.split(marker):
+    try:
+        items = shlex.split(marker)
+    except ValueError as error:
+        items = []
+        problems.append(f"{path}:{line - 2}: {error} in the comment for the tests")
+    for item in items:
         name, equals, value = item.partition("=")
         if equals and name in VALUES:
             values.setdefault(name, []).append(value)

@@ -1,7 +1,9 @@
 """What a page of the docs may count on before a block runs: files that are there, and real peers."""
 
+import os
 import shlex
 import shutil
+import subprocess
 import sys
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -64,6 +66,14 @@ def _records(home):
 
 
 @contextmanager
+def _override(home):
+    environ = {**os.environ, "JARVIS_HOME": str(home / "project"), "OTEL_LOGS_EXPORTER": "none"}
+    command = [sys.executable, "-m", "jarvis_otel.cli.main", "flags", "disable", "NEW_UI"]
+    subprocess.run(command, env=environ, check=True, capture_output=True)
+    yield {}, {}
+
+
+@contextmanager
 def _lnav_format(home):
     shutil.copytree(ROOT / "config" / "lnav", home / "project" / "config" / "lnav")
     yield {}, {}
@@ -107,8 +117,7 @@ def _etcd(home):
 
     with EtcdCluster(home / "etcd") as cluster:
         ports = {port: str(node.client) for port, node in zip(("2379", "22379", "32379"), cluster.nodes, strict=True)}
-        urls = ",".join(cluster.urls)
-        yield ports, {"JARVIS_ETCD_ENDPOINTS": urls, "ETCDCTL_ENDPOINTS": urls}
+        yield ports, {"JARVIS_ETCD_ENDPOINTS": ",".join(cluster.urls)}
 
 
 @contextmanager
@@ -124,10 +133,11 @@ def _loki(home):
 
 
 GIVEN = {
-    "records": _records,
-    "lnav-format": _lnav_format,
-    "duckdb": _duckdb,
     "bot-api": _bot_api,
+    "duckdb": _duckdb,
+    "lnav-format": _lnav_format,
+    "override": _override,
     "receivers": _receivers,
+    "records": _records,
 }
 PEERS = {"etcd": _etcd, "loki": _loki}

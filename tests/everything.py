@@ -7,8 +7,10 @@ It loses records first, for want of a collector; says `ready`; and goes on when 
 
 import asyncio
 import contextlib
+import logging
 import os
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -23,6 +25,7 @@ from jarvis_otel.asgi import OperationMiddleware
 from jarvis_otel.flag_hook import EvaluationHook
 from jarvis_otel.manager import announce
 from jarvis_otel.propagation import inject_headers, server_operation
+from jarvis_otel.runtime import RUNTIME
 
 SPOOL_BYTES = 4 * 2**20
 SETTINGS = Path(os.environ["JARVIS_HOME"], "config", "jarvis.yaml")
@@ -48,11 +51,9 @@ def write_records():
             raise ValueError("nothing left")
         except ValueError:
             logger.exception("Failed")
-    limited = logger.limited(dedupe=0.05)
-    limited.info("Again and again")
-    limited.info("Again and again")
-    time.sleep(0.1)
-    limited.info("Again and again")
+    sampled = logger.limited(sample=0.5)
+    for _ in range(100):
+        sampled.info("Again and again")
     once = logger.limited(once=True)
     once.info("Only once")
     once.info("Only once")
@@ -73,9 +74,14 @@ def evaluate_flags():
 def change_flags_and_settings():
     get_flags().set_enabled("NEW_UI", False, reason="broken", admin_id="ann")
     announce(AuditEntry("2026-01-18T14:30:00Z", "ann", "cli", "disable", "NEW_UI", None, None, "", "pending", 1))
-    for text in ("levels: {trading: debug}\n", "log_level: loud\n"):
-        SETTINGS.write_text(text)
-        time.sleep(0.5)
+    refused = threading.Event()
+    logging.getLogger("jarvis_otel").addFilter(lambda record: refused.set() or True)
+    SETTINGS.write_text("levels: {trading: debug}\n")
+    deadline = time.monotonic() + 20
+    while not RUNTIME.settings.levels and time.monotonic() < deadline:
+        time.sleep(0.02)
+    SETTINGS.write_text("log_level: loud\n")
+    refused.wait(20)
 
 
 async def serve():

@@ -15,50 +15,8 @@ import pytest
 
 from jarvis_otel.cli.main import main
 from jarvis_otel.query.log_query import GROUPS
+from tests.trades import ENGINE_SPAN, FAILURE, RECORDS, SPANS, TRACE_ID, record, write_day
 
-TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
-API_SPAN, ENGINE_SPAN = "00f067aa0ba902b7", "b7ad6b7169203331"
-
-
-def record(second, level, message, service="trading", **more):
-    start = {"timestamp": f"2026-01-18T13:30:0{second}.123456Z", "level": level, "message": message, "service": service}
-    return start | {"active_flags": [], "context": {}} | more
-
-
-FAILURE = record(
-    3,
-    "ERROR",
-    "Trade execution failed: insufficient balance",
-    correlation_id="trade-xyz789",
-    trace_id=TRACE_ID,
-    span_id=ENGINE_SPAN,
-    user_id="tg_1",
-    active_flags=["LIVE_TRADING_ENABLED"],
-    flags={"LIVE_TRADING_ENABLED": "on", "ADVANCED_TRADING_ENABLED": "off"},
-    duration_ms=12.5,
-    error={
-        "type": "InsufficientBalanceError",
-        "message": "Wallet has 0.5 SOL, need 1.0 SOL",
-        "stack_trace": 'Traceback (most recent call last):\n  File "trading.py", line 123\n',
-    },
-    context={"symbol": "SOL", "note": "two words", "requested_amount": 1.0},
-)
-RECORDS = [
-    record(1, "INFO", "Trade requested", "api", correlation_id="trade-xyz789", trace_id=TRACE_ID, span_id=API_SPAN,
-           active_flags=["NEW_UI"], flags={"NEW_UI": "on"}),
-    record(2, "INFO", "Sizing", trace_id=TRACE_ID, span_id=ENGINE_SPAN,
-           active_flags=["LIVE_TRADING_ENABLED"], flags={"LIVE_TRADING_ENABLED": "on", "TRADE_LIMIT": "low"}),
-    FAILURE,
-    record(5, "INFO", "Other", correlation_id="trade-other"),
-]  # fmt: skip
-SPANS = [
-    {"timestamp": "2026-01-18T13:30:01.500000Z", "end": "2026-01-18T13:30:04.000000Z", "duration_ms": 2500.0, "name": "execute",
-     "service": "trading", "trace_id": TRACE_ID, "span_id": ENGINE_SPAN, "parent_span_id": API_SPAN,
-     "status": {"code": "error", "message": "no balance"}},
-    {"timestamp": "2026-01-18T13:30:01.000000Z", "end": "2026-01-18T13:30:04.100000Z", "duration_ms": 3100.0,
-     "name": "POST /trade", "kind": "server", "service": "api", "correlation_id": "trade-xyz789", "trace_id": TRACE_ID,
-     "span_id": API_SPAN, "flags": {"NEW_UI": "on"}},
-]  # fmt: skip
 FLAGS = """
 version: "1.0"
 flags:
@@ -67,11 +25,6 @@ flags:
   NEW_UI: {name: UI, enabled: false}
   TRADE_LIMIT: {name: Limit, enabled: false}
 """
-
-
-def write(directory, prefix, records):
-    directory.mkdir(exist_ok=True)
-    (directory / f"{prefix}-2026-01-18.jsonl").write_bytes(b"".join(orjson.dumps(item) + b"\n" for item in records))
 
 
 @pytest.fixture
@@ -83,8 +36,8 @@ def home(tmp_path, monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "flags.yaml").write_text(FLAGS)
-    write(tmp_path / "logs", "jarvis", RECORDS)
-    write(tmp_path / "logs", "traces", SPANS)
+    write_day(tmp_path / "logs", "jarvis", RECORDS)
+    write_day(tmp_path / "logs", "traces", SPANS)
     with monkeypatch.context() as zone:
         zone.setenv("TZ", "Europe/Berlin")
         time.tzset()
@@ -143,7 +96,7 @@ def test_csv_has_a_header_and_is_safe_to_open_in_a_spreadsheet(jarvis, home):
     hostile = record(
         4, "INFO", "=cmd|'/C calc'!A0", "@x", user_id="+1", duration_ms=-5, context={"=a": "=b"}, session_id="\tx"
     )
-    write(home / "logs", "jarvis", [*RECORDS, hostile])
+    write_day(home / "logs", "jarvis", [*RECORDS, hostile])
     code, out, _ = jarvis("query", "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(out)))
     assert code == 0
@@ -177,7 +130,7 @@ def test_options_combine(jarvis):
 
 def test_nothing_found_is_exit_1_and_says_where_was_looked(jarvis, home):
     code, out, err = jarvis("query", "--service", "none")
-    assert (code, out, err) == (1, "", f"jarvis logs query: nothing found in {home}/logs (1 files)\n")
+    assert (code, out, err) == (1, "", f"jarvis logs query: nothing found in {home}/logs (1 file)\n")
 
 
 @pytest.mark.parametrize(
@@ -226,7 +179,7 @@ def test_lines_that_are_no_records_are_told(jarvis, home):
 
 
 def test_the_log_directory_of_the_environment_is_honoured(jarvis, tmp_path, monkeypatch):
-    write(tmp_path / "elsewhere", "jarvis", [record(1, "INFO", "there")])
+    write_day(tmp_path / "elsewhere", "jarvis", [record(1, "INFO", "there")])
     monkeypatch.setenv("JARVIS_LOG_DIR", str(tmp_path / "elsewhere"))
     assert json.loads(jarvis("query", "--format", "json")[1])[0]["message"] == "there"
 
@@ -282,7 +235,7 @@ def test_an_unknown_correlation_id_is_exit_1(jarvis):
 
 def test_spans_whose_parents_form_a_circle_are_shown_all_the_same(jarvis, home):
     circle = [SPANS[0], SPANS[1] | {"parent_span_id": ENGINE_SPAN}, SPANS[0] | {"span_id": "x", "parent_span_id": "x"}]
-    write(home / "logs", "traces", circle)
+    write_day(home / "logs", "traces", circle)
     assert jarvis("trace", "trade-xyz789")[1].count("▸") == 3
 
 
@@ -359,7 +312,7 @@ def test_what_reproduce_prints_assigns_variables_and_does_nothing_else(jarvis, h
         "": "on",
         "\u0131d": "on",
     }
-    write(home / "logs", "jarvis", [record(1, "INFO", "m", correlation_id="evil", flags=evil)])
+    write_day(home / "logs", "jarvis", [record(1, "INFO", "m", correlation_id="evil", flags=evil)])
     code, out, err = jarvis("reproduce", "evil")
     assert code == 0
     assert [line[:2] for line in out.splitlines()] == ["# ", "# "]
@@ -387,14 +340,14 @@ def hostile(home):
         "active_flags": [HOSTILE],
         "error": dict.fromkeys(("type", "message", "stack_trace"), HOSTILE),
     }
-    write(home / "logs", "jarvis", [one, one | {"level": HOSTILE, "duration_ms": HOSTILE}])
+    write_day(home / "logs", "jarvis", [one, one | {"level": HOSTILE, "duration_ms": HOSTILE}])
     span = SPANS[0] | {
         "name": HOSTILE,
         "service": HOSTILE,
         "correlation_id": "c",
         "status": {"code": "error", "message": HOSTILE},
     }
-    write(home / "logs", "traces", [span])
+    write_day(home / "logs", "traces", [span])
 
 
 @pytest.mark.usefixtures("hostile")
@@ -470,7 +423,7 @@ def test_colour_is_for_terminals_or_where_it_is_asked_for(jarvis, monkeypatch, v
 
 def test_a_reader_that_goes_away_is_no_error(home):
     many = [record(1, "INFO", "x" * 1000, uid=str(at)) for at in range(2000)]
-    write(home / "logs", "jarvis", many)
+    write_day(home / "logs", "jarvis", many)
     command = shlex.join([*JARVIS, "logs", "query", "--limit", "0", "--format", "jsonl"])
     done = subprocess.run(
         ["bash", "-c", f"{command} | head -1; exit ${{PIPESTATUS[0]}}"], capture_output=True, check=False

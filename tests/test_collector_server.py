@@ -302,6 +302,26 @@ def test_headers_without_end_are_refused(start):
         assert read_all(connection).startswith(b"HTTP/1.1 431")
 
 
+CHUNKED = (
+    b"POST /v1/logs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+
+
+def test_trailers_change_nothing_and_those_without_end_are_refused(start):
+    collector = start()
+    body = b"%x\r\n%s\r\n0\r\n" % (len(logs("one")), logs("one"))
+    with collector.socket(CHUNKED + body + b"Content-Type: text/plain\r\nContent-Encoding: br\r\n\r\n") as connection:
+        connection.shutdown(socket.SHUT_WR)
+        assert read_all(connection).startswith(b"HTTP/1.1 200")
+    assert [line["message"] for line in collector.lines()] == ["one"]
+    for endless in (b"X: " + b"x" * 200_000, b"X: x\r\n" * 40_000):
+        with collector.socket(CHUNKED + body) as connection:
+            with contextlib.suppress(OSError):
+                connection.sendall(endless)
+            assert read_all(connection).startswith(b"HTTP/1.1 431")
+    assert collector.metrics()["jarvis_collector_held_bytes"] == 0
+
+
 def test_many_requests_sent_at_once_are_answered_in_order(start):
     collector = start()
     one = (

@@ -422,7 +422,7 @@ def test_the_examples_of_the_documentation_run(home):
     ("arguments", "said"),
     [
         (("--since", "soon"), "--since: got 'soon'"),
-        (("--dir", "nowhere"), "nowhere: cannot be read"),
+        (("--dir", "nowhere"), "nowhere: no such directory; name one by --dir"),
         (("--loki",), "--loki: got no URL"),
         (("--loki", "http://127.0.0.1:1"), "Loki at 127.0.0.1:1: cannot be read: Connection refused"),
     ],

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from openfeature.exception import ErrorCode
 
 from jarvis_flags.buckets import BUCKETS, bucket, in_below, seed, threshold
+from jarvis_flags.evaluate import read_pin, unknown_flag
 from jarvis_flags.model import EvaluationContext
 from jarvis_flags.overrides import Override, OverrideSet
 from jarvis_flags.parse import parse_flags
@@ -51,20 +52,28 @@ def told(result):
         ("TEST_PCT", "user123", 19385),
         ("NEW_TELEGRAM_UI_ENABLED", "123456789", 48386),
         ("ADVANCED_TRADING_ENABLED", "123456789", 47790),
+        ("F", "é", 64208),
+        ("F", "\ud800", 64900),
+        ("F\ud800", "u", 56457),
     ],
 )
 def test_the_bucket_of_a_released_hash_never_changes(flag_id, key, wanted):
     assert bucket(seed(flag_id), key) == wanted
+    assert [in_below(seed(flag_id), limit)(key) for limit in (wanted, wanted + 1)] == [False, True]
 
 
-@given(st.text(max_size=20).filter(lambda t: "\0" not in t), st.text(max_size=20))
+# unlike st.text() by itself, with lone surrogates
+any_text = st.text(st.characters(), max_size=20)
+
+
+@given(any_text.filter(lambda t: "\0" not in t), any_text)
 def test_any_key_has_a_bucket_even_a_lone_surrogate(flag_id, key):
     assert 0 <= bucket(seed(flag_id), key) < BUCKETS
 
 
-@given(st.text(max_size=20), st.integers(0, BUCKETS))
-def test_being_in_is_having_a_bucket_below_the_limit(key, limit):
-    assert in_below(seed("F"), limit)(key) is (bucket(seed("F"), key) < limit)
+@given(any_text.filter(lambda t: "\0" not in t), any_text, st.integers(0, BUCKETS))
+def test_being_in_is_having_a_bucket_below_the_limit(flag_id, key, limit):
+    assert in_below(seed(flag_id), limit)(key) is (bucket(seed(flag_id), key) < limit)
 
 
 def test_a_seed_keeps_its_parts_apart():
@@ -210,6 +219,124 @@ def test_step_7_a_percentage_set_at_run_time_is_final():
     assert not give(flag_of(definition, overrides={"F": Override("on", percentage=0)}), "u").on
 
 
+@pytest.mark.parametrize(
+    ("definition", "wanted"),
+    [
+        ("{}", (True, "on")),
+        ("{variants: {nay: false, yea: true}, default: nay}", (True, "yea")),
+        ("{variants: {low: 1, high: 2}, default: high}", (2, "high")),
+    ],
+)
+def test_step_7_a_flag_without_a_percentage_can_be_given_one_at_run_time(definition, wanted):
+    snapshot = flag_of(definition, overrides={"F": Override("on", percentage=50)})
+    results = [give(snapshot, user) for user in USERS]
+    inside = [result for result in results if result.on]
+    assert {(result.value, result.variant) for result in inside} == {wanted}
+    assert 400 < len(inside) < 600
+    assert {(result.metadata["rule"], result.metadata["override"]) for result in results} == {("rollout", "runtime")}
+    assert [step.number for step in snapshot.flag("F").steps][-3:] == ["7.1", "8", "9"]
+    keyless = give(snapshot)
+    assert (keyless.on, keyless.metadata["key_missing"], keyless.metadata["rule"]) == (False, True, "rollout")
+
+
+def test_step_7_a_percentage_set_at_run_time_takes_the_place_of_the_flags_own():
+    definition = "{rules: [{type: user_ids, value: [vip]}, {type: percentage, value: 1}]}"
+    snapshot = flag_of(definition, overrides={"F": Override("on", percentage=50)})
+    assert [step.number for step in snapshot.flag("F").steps][-4:] == ["7.1", "7.2", "8", "9"]
+    results = [give(snapshot, user) for user in USERS]
+    assert 400 < sum(result.on for result in results) < 600
+    assert {(result.metadata["rule"], result.metadata["override"]) for result in results} == {("rules[1]", "runtime")}
+    assert give(snapshot).metadata["override"] == "runtime"
+    off = give(flag_of("{}", overrides={"F": Override("off", percentage=50)}), "u")
+    assert (off.on, "rule" in off.metadata) == (False, False)
+
+
+def test_step_7_a_percentage_set_at_run_time_leaves_a_split_as_it_is():
+    definition = "{variants: {low: 1, high: 2}, default: low, rules: [{type: percentage, value: {low: 50, high: 50}}]}"
+    plain, limited = (
+        flag_of(definition, overrides={"F": Override("on", percentage=percent)} if percent else {})
+        for percent in (None, 10)
+    )
+    assert [give(plain, user).variant for user in USERS] == [give(limited, user).variant for user in USERS]
+
+
+def test_step_7_a_rule_holds_only_in_its_environments_and_segment():
+    definition = """{rules: [{type: user_ids, value: [u], environments: [dev, qa],
+        segment: {attribute: plan, op: eq, value: pro}}]}"""
+    snapshot = flag_of(definition)
+    assert give(snapshot, "u", "dev", plan="pro").on
+    assert give(snapshot, "u", "qa", plan="pro").on
+    assert not give(snapshot, "u", "prod", plan="pro").on
+    assert not give(snapshot, "u", "dev", plan="free").on
+    assert not give(snapshot, "v", "dev", plan="pro").on
+    only = flag_of("{rules: [{type: environments, value: [dev], environments: [dev]}]}")
+    assert [give(only, "u", environment).on for environment in ("dev", "prod")] == [True, False]
+
+
+def test_step_7_a_rule_without_a_variant_gives_the_one_named_on():
+    definition = "{variants: {no: 1, on: 5}, default: no, rules: [{type: user_ids, value: [u]}]}"
+    assert [give(flag_of(definition), user).value for user in ("u", "v")] == [5, 1]
+
+
+def test_step_7_who_is_out_of_a_percentage_of_other_values_gets_the_default():
+    definition = "{variants: {a: x, b: y}, default: a, rules: [{type: percentage, value: 50, variant: b}]}"
+    results = [give(flag_of(definition), user) for user in USERS]
+    assert {(result.variant, str(result.reason)) for result in results} == {("b", "SPLIT"), ("a", "DEFAULT")}
+    assert (give(flag_of(definition)).variant, give(flag_of(definition)).metadata["key_missing"]) == ("a", True)
+
+
+def test_step_7_nobody_is_in_0_percent_and_enabled_counts_as_off_then():
+    assert told(give(flag_of("{enabled: true, rules: [{type: percentage, value: 0}]}"), "u")) == (False, "DEFAULT")
+
+
+def test_step_7_a_split_may_leave_a_variant_out_and_takes_the_request_for_a_user():
+    definition = "{variants: {a: 1, b: 2, c: 3}, rules: [{type: percentage, value: {a: 0, b: 100, c: 0}}]}"
+    snapshot = flag_of(definition)
+    assert {give(snapshot, user).variant for user in USERS} == {"b"}
+    result = snapshot.evaluate("F", snapshot.request(EvaluationContext(request_id="r1")))
+    assert (result.variant, str(result.reason), result.metadata["rule"]) == ("b", "SPLIT", "rules[0]")
+
+
+RAMP = """{enabled: true, rules: [{type: schedule%s, value: {
+    ramp: {start: '1970-01-01T00:01:40Z', end: '1970-01-01T00:03:20Z', from: 0, to: 100}}}]}"""
+
+
+def test_step_7_before_a_ramp_its_rule_is_passed_over():
+    before = give(flag_of(RAMP % "", clock=lambda: 99.0))
+    assert (before.on, "key_missing" in before.metadata) == (True, False)
+
+
+def test_step_7_while_a_ramp_climbs_who_is_out_counts_as_off():
+    start, middle, end = (flag_of(RAMP % "", clock=lambda now=now: now) for now in (100.0, 150.0, 200.0))
+    assert not any(give(start, user).on for user in USERS)
+    assert "key_missing" not in give(start).metadata
+    results = [give(middle, user) for user in USERS]
+    assert [result.on for result in results] == [bucket(seed("F"), user) < 50_000 for user in USERS]
+    assert {(str(result.reason), result.metadata["rule"]) for result in results if result.on} == {("SPLIT", "rules[0]")}
+    assert (give(middle).on, give(middle).metadata["key_missing"]) == (False, True)
+    assert (give(end).on, str(give(end).reason)) == (True, "SPLIT")
+
+
+def test_step_7_a_ramp_has_a_salt_and_an_attribute_of_its_own():
+    salted = flag_of(RAMP % ", salt: x", clock=lambda: 150.0)
+    assert [give(salted, user).on for user in USERS] == [bucket(seed("F", "x"), user) < 50_000 for user in USERS]
+    by = flag_of(RAMP % ", by: team", clock=lambda: 150.0)
+    for user in USERS[:20]:
+        assert give(by, "u", team=user).on == (bucket(seed("F"), user) < 50_000)
+
+
+def test_step_7_a_schedule_matches_while_it_holds():
+    definition = "{rules: [{type: schedule, value: {start: '1970-01-01T00:01:40Z', end: '1970-01-01T00:03:20Z'}}]}"
+    results = [give(flag_of(definition, clock=lambda now=now: now)) for now in (99.9, 100.0, 199.9, 200.0)]
+    assert [told(result) for result in results] == [
+        (False, "DEFAULT"),
+        (True, "TARGETING_MATCH"),
+        (True, "TARGETING_MATCH"),
+        (False, "DEFAULT"),
+    ]
+    assert results[1].metadata["rule"] == "rules[0]"
+
+
 def test_step_7_a_percentage_set_at_run_time_leaves_listed_users_in():
     definition = "{rules: [{type: user_ids, value: [vip]}]}"
     snapshot = flag_of(definition, overrides={"F": Override("on", percentage=0)})
@@ -331,6 +458,17 @@ def test_an_expired_flag_goes_on_unless_it_says_otherwise():
         for word in ("alert", "disable")
     )
     assert [told(give(snapshot)) for snapshot in (alert, disable)] == [(True, "STATIC"), (False, "DISABLED")]
+    assert give(flag_of("{enabled: true, on_expiry: disable}")).on
+
+
+def test_a_flag_with_an_end_is_on_until_the_very_second():
+    now = [0.0]
+    definition = "{enabled: true, expires_at: '1970-01-01T00:01:40Z', on_expiry: disable}"
+    snapshot = flag_of(definition, clock=lambda: now[0])
+    found = []
+    for now[0] in (99.9, 100.0, 100.1):
+        found.append(give(snapshot).on)
+    assert found == [True, False, False]
 
 
 def test_a_schedule_holds_in_its_hours_days_and_zone():
@@ -434,3 +572,270 @@ def test_a_result_is_never_cached_and_its_metadata_cannot_be_changed():
     with pytest.raises(TypeError):
         result.metadata["version"] = "x"
     assert replace(result) == result
+
+
+BROKEN = "{enabled: perhaps%s}"
+
+
+@pytest.mark.parametrize(
+    ("more", "parts", "wanted"),
+    [
+        ("", {}, (CALLERS_DEFAULT, None)),
+        ("", {"pins": {"FF_F": "true"}}, (CALLERS_DEFAULT, None)),
+        ("", {"overrides": {"F": Override("on")}}, (CALLERS_DEFAULT, None)),
+        ("", {"pins": {"FF_F": "off"}}, (False, "off")),
+        ("", {"pins": {"FF_F": "nonsense"}}, (False, "off")),
+        ("", {"overrides": {"F": Override("off")}}, (False, "off")),
+        (", dangerous: true", {}, (False, "off")),
+        (", dangerous: true", {"pins": {"FF_F": "true"}, "overrides": {"F": Override("on")}}, (False, "off")),
+    ],
+)
+def test_a_broken_flag_is_the_callers_default_but_off_where_it_is_dangerous_or_turned_off(more, parts, wanted):
+    snapshot = flag_of(BROKEN % more, **parts)
+    result, steps = snapshot.explain("F", snapshot.request())
+    assert ((result.value, result.variant), result.error_code, str(result.reason)) == (
+        wanted,
+        ErrorCode.PARSE_ERROR,
+        "ERROR",
+    )
+    assert [(step.number, step.outcome) for step in steps] == [("1", "decides")]
+
+
+@pytest.mark.parametrize(
+    ("definition", "parts"),
+    [
+        ("{enabled: true}", {}),
+        ("{enabled: false}", {}),
+        ("{status: disabled, rules: [{type: user_ids, value: [u]}]}", {}),
+        ("{rules: [{type: user_ids, value: [u]}]}", {"pins": {"FF_F": "on"}}),
+        ("{rules: [{type: user_ids, value: [u]}]}", {"pins": {"FF_F": "off"}}),
+        ("{rules: [{type: user_ids, value: [u]}]}", {"overrides": {"F": Override("on")}}),
+        ("{rules: [{type: user_ids, value: [u]}]}", {"overrides": {"F": Override("off")}}),
+        ("{dangerous: true, rules: [{type: user_ids, value: [u]}]}", {"broken": "cannot be read"}),
+        (BROKEN % "", {}),
+    ],
+)
+def test_what_a_flag_gives_to_everyone_is_known_beforehand(definition, parts):
+    snapshot = flag_of(definition, **parts)
+    assert snapshot.flag("F").constant == snapshot.flag("F").evaluate(snapshot.request(None, "u"))
+    assert unknown_flag("F", {}).constant is not None
+
+
+@pytest.mark.parametrize(
+    ("definition", "parts"),
+    [
+        ("{enabled: true, requires: [G]}", {}),
+        ("{enabled: true, expires_at: 2027-03-01, on_expiry: disable}", {}),
+        ("{rules: [{type: user_ids, value: [u]}]}", {}),
+        ("{environment_defaults: {dev: true}}", {}),
+        ("{enabled: true}", {"overrides": {"F": Override("off", expires_at=200)}}),
+    ],
+)
+def test_what_a_flag_gives_by_who_asks_or_by_the_clock_is_not_known_beforehand(definition, parts):
+    assert flag_of(definition, **parts).flag("F").constant is None
+
+
+@pytest.mark.parametrize(
+    ("definition", "parts", "wanted"),
+    [
+        ("{}", {}, "9"),
+        ("{status: disabled}", {}, "1"),
+        ("{expires_at: 1970-01-01, on_expiry: disable}", {}, "1"),
+        ("{}", {"pins": {"FF_F": "off"}}, "2"),
+        ("{}", {"overrides": {"F": Override("off")}}, "3"),
+        ("{dangerous: true}", {"broken": "cannot be read"}, "3"),
+        ("{requires: [G]}", {}, "4"),
+        ("{}", {"pins": {"FF_F": "on"}}, "5"),
+        ("{}", {"overrides": {"F": Override("on")}}, "6"),
+        ("{rules: [{type: percentage, value: 10}]}", {"overrides": {"F": Override("on")}}, "9"),
+        ("{rules: [{type: percentage, value: 10}]}", {"overrides": {"F": Override("on", percentage=100)}}, "7.1"),
+        ("{rules: [{type: environments, value: [prod]}]}", {}, "7.1"),
+        ("{environment_defaults: {prod: true}}", {}, "8"),
+    ],
+)
+def test_an_explanation_has_every_step_and_one_that_decides(definition, parts, wanted):
+    snapshot = flag_of(definition, **parts)
+    steps = snapshot.explain("F", snapshot.request())[1]
+    rules = (
+        ("7.1", f"rule {definition.partition('type: ')[2].partition(',')[0]}")
+        if "rules" in definition
+        else ("7", "rules")
+    )
+    assert [(step.number, step.title) for step in steps] == [
+        ("1", "status"),
+        ("2", "pin to off"),
+        ("3", "run-time override off"),
+        ("4", "prerequisites"),
+        ("5", "pin to on or a variant"),
+        ("6", "run-time override on"),
+        rules,
+        ("8", "environment default"),
+        ("9", "default"),
+    ]
+    assert [step.number for step in steps if step.outcome == "decides"] == [wanted]
+
+
+@pytest.mark.parametrize("state", ["on", "off"])
+def test_an_explanation_says_who_changed_it_when_and_why(state):
+    def said(**by):
+        snapshot = flag_of("{}", overrides={"F": Override(state, **by)})
+        why = {step.number: step.why for step in snapshot.explain("F", snapshot.request())[1]}
+        other = "6" if state == "off" else "3"
+        assert why.pop(other) == f"there is no override {'on' if other == '6' else 'off'}"
+        return why["3" if state == "off" else "6"]
+
+    assert said(by="ada", at="2026-11-01T10:00:00Z", reason="launch") == (
+        f"turned {state} by ada at 2026-11-01T10:00:00Z: launch"
+    )
+    assert said() == f"turned {state} by someone at an unknown time: no reason"
+
+
+@pytest.mark.parametrize(
+    ("definition", "parts", "number", "wanted"),
+    [
+        ("{}", {"pins": {"FF_F": "on"}}, "5", "FF_F=on"),
+        ("{}", {"pins": {"FF_F": "yes"}}, "2", "FF_F='yes' cannot be read, which counts as off"),
+        ("{enabled: true}", {}, "9", "enabled is true"),
+        ("{variants: {low: 1}, default: low}", {}, "9", "enabled is true, default is low"),
+        (
+            "{rules: [{type: user_ids, value: [u, v]}]}",
+            {},
+            "9",
+            "enabled is false; outside a percentage it counts as off",
+        ),
+        ("{environment_defaults: {prod: true, dev: false}}", {}, "8", "prod: on, dev: off"),
+        ("{variants: {low: 1}, default: low, environment_defaults: {prod: low}}", {}, "8", "prod: low"),
+        ("{rules: [{type: percentage, value: 12.5}]}", {}, "7.1", "12.5 % by user"),
+        ("{rules: [{type: percentage, value: 10, by: team}]}", {}, "7.1", "10 % by team"),
+        (
+            "{rules: [{type: percentage, value: 10}]}",
+            {"overrides": {"F": Override("on", percentage=20)}},
+            "7.1",
+            "20 % by user (set at run time)",
+        ),
+        ("{}", {"overrides": {"F": Override("on", percentage=20)}}, "7.1", "20 % by user (set at run time)"),
+        (
+            "{variants: {a: 1, b: 2}, rules: [{type: percentage, value: {a: 12.5, b: 87.5}}]}",
+            {},
+            "7.1",
+            "split a 12.5 %, b 87.5 %",
+        ),
+        ("{rules: [{type: environments, value: [dev, qa]}]}", {}, "7.1", "environment is one of dev, qa"),
+        ("{rules: [{type: user_ids, value: [u, v]}]}", {}, "7.1", "2 user ids"),
+        (
+            "{rules: [{type: user_segment, value: {attribute: plan, op: eq, value: pro}}]}",
+            {},
+            "7.1",
+            "a segment of its own",
+        ),
+    ],
+)
+def test_an_explanation_says_what_holds(definition, parts, number, wanted):
+    snapshot = flag_of(definition, **parts)
+    assert {step.number: step.why for step in snapshot.explain("F", snapshot.request())[1]}[number] == wanted
+
+
+def test_an_override_with_a_variant_that_is_gone_turns_the_flag_on():
+    definition = "{variants: {a: x, b: y}, default: a, enabled: false}"
+    gone, there = (give(flag_of(definition, overrides={"F": Override("on", variant=name)})) for name in ("old", "b"))
+    assert [(gone.value, gone.metadata["override"]), (there.value, there.metadata["override"])] == [
+        ("x", "runtime"),
+        ("y", "runtime"),
+    ]
+
+
+def test_an_explanation_of_a_flag_that_is_nowhere_has_one_step():
+    snapshot = flag_of("{}")
+    steps = snapshot.explain("NOWHERE", snapshot.request())[1]
+    assert [(step.number, step.title, step.outcome) for step in steps] == [("9", "defined", "decides")]
+
+
+def test_an_explanation_of_an_override_that_lapses_says_what_holds_now():
+    now = [100.0]
+    snapshot = flag_of("{enabled: false}", overrides={"F": Override("on", expires_at=200)}, clock=lambda: now[0])
+
+    def deciding():
+        return next(step.number for step in snapshot.explain("F", snapshot.request())[1] if step.outcome == "decides")
+
+    assert deciding() == "6"
+    now[0] = 200.0
+    assert deciding() == "9"
+
+
+def test_an_explanation_of_a_held_flag_says_how_it_was_at_the_start():
+    definition = "{enabled: %s, requires_restart: true%s}"
+    started = flag_of(definition % ("true", ", rules: [{type: user_ids, value: [u]}]"))
+    held = flag_of(definition % ("true", ""), previous=started)
+    numbers = [step.number for step in held.explain("F", held.request(None, "u"))[1]]
+    assert "7.1" in numbers
+    assert held.flag("F").constant is None
+
+
+@pytest.mark.parametrize(
+    ("text", "variants", "wanted"),
+    [
+        *((word, None, "on") for word in ("true", "1", "on", " TRUE ", "On")),
+        *((word, None, "off") for word in ("false", "0", "off", " False", "OFF")),
+        *((word, None, None) for word in ("", "yes", "high", "truely")),
+        ("high", {"high": 2, "low": 1}, "high"),
+        ("1", {"1": 5, "2": 6}, "1"),
+        ("on", {"high": 2, "low": 1}, "on"),
+        ("0", {"high": 2, "low": 1}, "off"),
+    ],
+)
+def test_a_pin_is_on_off_or_the_name_of_a_variant(text, variants, wanted):
+    assert read_pin(text, variants) == wanted
+
+
+def test_a_result_is_counted_under_its_flag_variant_and_reason():
+    assert give(flag_of("{enabled: true}")).series == ("F", "on", "static")
+    assert give(flag_of("{enabled: false}")).series == ("F", "off", "static")
+    typed = "{variants: {low: 100, high: 1000}, default: low%s}"
+    assert give(flag_of(typed % "")).series == ("F", "low", "static")
+    assert give(flag_of(typed % ", status: disabled")).series == ("F", "off", "disabled")
+
+
+def test_a_flag_with_other_values_than_switches_counts_as_on_where_it_serves_one():
+    typed = flag_of("{variants: {low: 0, high: 1000}, default: low}")
+    assert (give(typed).on, give(typed).value) == (True, 0)
+    assert not give(flag_of("{variants: {low: 0}, default: low, enabled: false}")).on
+    switch = flag_of("{variants: {yes_please: true, no_thanks: false}, default: no_thanks}")
+    assert (give(switch).on, give(switch).variant) == (False, "no_thanks")
+
+
+@pytest.mark.parametrize("variants", ["{yea: true, nay: false}", "{nay: false, yea: true}"])
+def test_on_and_off_of_a_switch_with_names_of_its_own_are_those_names(variants):
+    definition = f"{{variants: {variants}, default: nay}}"
+    on, off = (give(flag_of(definition, overrides={"F": Override(state)})) for state in ("on", "off"))
+    assert [(on.value, on.variant), (off.value, off.variant)] == [(True, "yea"), (False, "nay")]
+    assert give(flag_of(definition, pins={"FF_F": "yea"})).on
+    assert told(give(flag_of(definition, pins={"FF_F": "nay"}, overrides={"F": Override("on")}))) == (False, "STATIC")
+
+
+def test_a_result_that_leaves_the_value_to_the_caller_says_what_led_to_it():
+    typed = "{variants: {low: 100, high: 1000}, metadata: {team: a}%s}"
+    on = give(flag_of(typed % "", overrides={"F": Override("on")}))
+    assert (told(on), on.metadata["override"], on.metadata["team"]) == ((CALLERS_DEFAULT, "DEFAULT"), "runtime", "a")
+    off = give(flag_of(typed % "", overrides={"F": Override("off")}))
+    assert (told(off), off.metadata["override"], off.metadata["team"]) == (
+        (CALLERS_DEFAULT, "DISABLED"),
+        "runtime",
+        "a",
+    )
+    split = ", rules: [{type: percentage, value: {low: 50, high: 50}}]"
+    for more in ("", ", environment_defaults: {prod: true}"):
+        assert give(flag_of(typed % (split + more))).metadata["key_missing"] is True
+    for more in ("{enabled: true%s}", "{enabled: false%s}", "{environment_defaults: {prod: true}%s}"):
+        keyless = give(flag_of(more % ", rules: [{type: percentage, value: 50}]"))
+        assert keyless.metadata["key_missing"] is True
+
+
+@pytest.mark.parametrize(("more", "wanted"), [("", (CALLERS_DEFAULT, None)), (", dangerous: true", (False, "off"))])
+def test_an_expression_that_names_no_variant_is_an_error_that_says_which_rule(more, wanted):
+    definition = f"{{rules: [{{type: jsonlogic, value: {{var: plan}}}}]{more}}}"
+    result = give(flag_of(definition), "u", plan="gold")
+    assert (result.value, result.variant) == wanted
+    assert (str(result.reason), result.error_code) == ("ERROR", ErrorCode.GENERAL)
+    assert result.error_message == "rules[0]: gave 'gold', which is no variant"
+    assert give(flag_of(definition), "u", plan="on").on
+    assert give(flag_of(definition), "u").error_code is None

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from jarvis_flags.model import EvaluationContext
 from jarvis_flags.parse import parse_flags, pin_name
 from jarvis_flags.settings import FlagSettings
+from jarvis_flags.snapshot import build_snapshot
 from jarvis_flags.source import FileSource
 from jarvis_flags.tree import TreeError, load_tree
 
@@ -172,6 +173,38 @@ def test_one_bad_flag_blocks_no_other_and_keeps_its_last_good_definition(flag_fi
     assert results["B"].value is False
     again = load().snapshot
     assert again.evaluate("A", again.request()).value is True, "a process that starts later agrees"
+
+
+def test_a_last_good_definition_that_leads_in_a_circle_with_new_ones_is_not_used(flag_file):
+    flag_file("flags:\n  A: {enabled: true, requires: [B]}\n  B: {enabled: true}\n")
+    source = load()
+    flag_file("flags:\n  A: {enabled: maybe}\n  B: {enabled: true, requires: [A]}\n")
+    snapshot = source.reload()
+    results = {flag: snapshot.evaluate(flag, snapshot.request()) for flag in "AB"}
+    assert results["A"].error_code.value == "PARSE_ERROR"
+    assert (results["B"].on, results["B"].metadata["prerequisite"]) == (False, "A")
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_prerequisites_that_would_take_long_to_evaluate_are_refused(width):
+    layers, sides = 500 // width, "ab"[:width]
+    flags = {
+        f"F{layer}{side}": {"enabled": True, "requires": [f"F{layer + 1}{one}" for one in sides if layer < layers - 1]}
+        for layer in range(layers)
+        for side in sides
+    }
+    parsed = parse_flags({"flags": flags}, "flags.yaml")
+    top = next(iter(parsed.flags))
+    assert 5 * width < len(parsed.flags) <= 20
+    snapshot = build_snapshot(parsed)
+    assert snapshot.evaluate(top, snapshot.request()).on
+    assert "nested too deep" in str(parsed.problems[0])
+
+
+def test_of_many_misspelt_names_the_first_get_their_cure():
+    flags = {f"FLAG_{number:04}": {"requires": [f"FLGA_{number:04}"]} for number in range(3000)}
+    hinted = [problem for problem in parse_flags({"flags": flags}, "").problems if "did you mean" in str(problem)]
+    assert len(hinted) == 20
 
 
 def test_a_broken_dangerous_flag_is_off_and_never_last_good(flag_file):

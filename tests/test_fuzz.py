@@ -46,6 +46,22 @@ def test_a_property_holds_for_any_bytes(each, data):
     each.check(data.draw(inputs(each)))
 
 
+def test_what_stands_in_files_is_only_text_on_the_terminal_of_who_runs_a_command(flag_file, own_project):
+    flag_file('flags:\n  "A\\e[31m\\nB": {enabled: 5}\n')
+    (own_project / "config" / "jarvis.yaml").write_text('"a\\e[2J\\nb": 1\n')
+    for command in (["flags", "list"], ["flags", "disable", "A"], ["logs", "query"], ["run", "true"], ["doctor"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "jarvis_otel.cli.main", *command],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        shown = (done.stdout + done.stderr).split("\n")
+        assert len(shown) > 1
+        assert all(line.isprintable() for line in shown), command
+
+
 def test_without_atheris_make_fuzz_says_what_to_install(tmp_path):
     # an interpreter that finds no packages but those of the project
     paths = [path for path in sys.path if path]
@@ -60,6 +76,7 @@ def test_without_atheris_make_fuzz_says_what_to_install(tmp_path):
         env={"PYTHONPATH": ":".join([str(tmp_path), *paths])},
         capture_output=True,
         text=True,
+        check=False,
         timeout=60,
     )
     assert done.returncode == 2

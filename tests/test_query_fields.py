@@ -15,8 +15,8 @@ from jarvis_otel.query.fields import FieldReader
 from jarvis_otel.query.index_build import index_file
 from jarvis_otel.query.log_query import Criteria, LogQuery
 from jarvis_otel.query.scan import content_of
+from tests.day_files import day_file
 from tests.naive_query import each_once
-from tests.test_query_sources import day_file
 
 KEYS = ["level", "service", "error", "duration_ms"]
 START = datetime(2026, 1, 18, tzinfo=UTC)

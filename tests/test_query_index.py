@@ -29,8 +29,7 @@ from jarvis_otel.query.filters import Facts
 from jarvis_otel.query.index import SERVICES_MAX, BlockIndex, hashes
 from jarvis_otel.query.index_build import index_file, indexable, remove_orphans
 from jarvis_otel.query.log_query import Criteria, LogQuery
-from tests.naive_query import each_once, is_wanted
-from tests.test_query_sources import (
+from tests.day_files import (
     DATA,
     REAL_DAY,
     cases,
@@ -44,6 +43,7 @@ from tests.test_query_sources import (
     requests,
     written,
 )
+from tests.naive_query import each_once, is_wanted
 
 START = datetime(2026, 1, 18, tzinfo=UTC)
 SMALL = 300

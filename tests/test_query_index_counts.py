@@ -20,10 +20,10 @@ from jarvis_otel.query.index import SERVICES_MAX, UNCOUNTED, BlockIndex
 from jarvis_otel.query.index_build import index_file
 from jarvis_otel.query.log_query import Criteria, LogQuery
 from jarvis_otel.query.repeats import Seen
+from tests.day_files import day_file, log_record, log_request, our_lines, real_line
 from tests.naive_query import each_once
 from tests.test_query_fields import hostile
 from tests.test_query_index import small_members
-from tests.test_query_sources import day_file, log_record, log_request, our_lines, real_line
 
 START = datetime(2026, 1, 18, tzinfo=UTC)
 MINUTE, HOUR = 16, 13

@@ -13,9 +13,9 @@ from jarvis_collector.own_log import OwnLog
 from jarvis_otel.query.index_build import bring_up_to_date
 from jarvis_otel.query.log_query import LogQuery
 from tests.collectors import commanded, logs, starting
+from tests.day_files import day_file, numbers
 from tests.otlp_sink import until
 from tests.test_query_index import index_of, line
-from tests.test_query_sources import day_file, numbers
 
 start = pytest.fixture(starting)
 NOON = datetime(2026, 1, 20, 12, tzinfo=UTC)

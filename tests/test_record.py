@@ -603,6 +603,22 @@ def test_the_line_of_a_log_entry_reads_as_a_request_too():
     assert record["attributes"] == attributes(exception__type="ValueError", log__record__uid="u", n=1)
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 4_000_000 + b"]" * 4_000_000,
+        b"[" * 2_000 + b'"' + b'\\"' * 1_000_000,
+        b'{"a":' * 2_000 + b'"' + b"\\" * 2_000_001,
+    ],
+    ids=["brackets", "quotes in a text without an end", "backslashes"],
+)
+def test_a_hostile_request_costs_no_more_than_its_size(body):
+    """Each took the square of its size, and so the collector for hours: the timeout is no measure, only an end."""
+    with pytest.raises(BadRequestError):
+        read(Signal.LOGS, Encoding.JSON, body, ARRIVAL)
+
+
 # --- spans
 
 SPAN_REQUEST = {

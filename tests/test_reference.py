@@ -230,8 +230,8 @@ def test_each_line_of_the_settings_file_shows_the_default(tmp_path):
         loaded.append(all_settings.Settings.load({}, tmp_path))
     unset, written = loaded
     assert written.problems == ()
-    # whether somebody named a file or a port is no value of theirs
-    named = {"flags", "collector_grpc_named", "reload"}
+    # whether somebody named a file is no value of its
+    named = {"flags", "reload"}
     for field in fields(all_settings.Settings):
         if field.name not in named:
             assert getattr(written, field.name) == getattr(unset, field.name), field.name

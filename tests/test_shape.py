@@ -54,11 +54,14 @@ def defined(body):
     return found
 
 
-def test_each_place_in_the_code_that_the_architecture_points_at_is_there():
-    pointed = re.findall(r"`(\w+)\.([A-Za-z_]\w*(?:\.\w+)*)`", ARCHITECTURE)
+def test_each_place_in_the_code_that_the_architecture_and_the_decisions_point_at_is_there():
+    pointer = re.compile(r"`(\w+)\.([A-Za-z_]\w*(?:\.\w+)*)`")
     modules_by_name = {}
     for path, source in SOURCES.items():
         modules_by_name.setdefault(path.stem, []).append(defined(ast.parse(source).body))
+    decisions = pointer.findall((ROOT / "docs" / "decisions.md").read_text())
+    # the decisions speak of other code too
+    pointed = [*pointer.findall(ARCHITECTURE), *((name, way) for name, way in decisions if name in modules_by_name)]
     places = [(name, way) for name, way in pointed if way.rpartition(".")[2] not in ("json", "jsonl", "yaml")]
     assert len(places) > 10
     for name, way in places:
@@ -98,6 +101,13 @@ def test_no_class_has_more_than_one_of_ours_above_it_exceptions_aside():
         if not name.endswith("Error") and any(above[base] & above.keys() for base in bases & above.keys())
     }
     assert deep == {}
+
+
+def test_the_map_of_the_tests_names_every_helper_and_no_other():
+    text = (ROOT / "tests" / "README.md").read_text()
+    named = set(re.findall(r"`(\w+)`", text[text.index("## What they stand on") :])) - {"until"}
+    helpers = {path.stem for path in (ROOT / "tests").glob("*.py") if not path.stem.startswith(("test_", "conftest"))}
+    assert named == helpers
 
 
 @pytest.mark.parametrize("name", PACKAGES)

@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from starlette.routing import Route
 
 from jarvis_collector.access import token_digest
-from tests.test_cli_logs import RECORDS, SPANS, write
+from tests.trades import RECORDS, SPANS, write_day
 from tests.web_servers import web_server
 from tests.web_sites import make_site, visitor
 
@@ -62,8 +62,8 @@ def web(tmp_path_factory):
     (home / "config").mkdir()
     (home / "config" / "flags.yaml").write_text(FLAGS)
     (home / "config" / "jarvis.yaml").write_text(f'web_tokens: {{fuzz: "sha256:{token_digest(TOKEN)} viewer"}}\n')
-    write(home / "logs", "jarvis", RECORDS)
-    write(home / "logs", "traces", SPANS)
+    write_day(home / "logs", "jarvis", RECORDS)
+    write_day(home / "logs", "traces", SPANS)
     with web_server(JARVIS_HOME=str(home)) as web:
         yield web
 
@@ -117,8 +117,8 @@ def test_whatever_is_asked_the_answer_is_one_that_the_document_describes(web, de
 
 def test_no_page_fails_whatever_stands_in_its_address(own_project):
     site = make_site(own_project, FLAGS)
-    write(site.settings.log_dir, "jarvis", RECORDS)
-    write(site.settings.log_dir, "traces", SPANS)
+    write_day(site.settings.log_dir, "jarvis", RECORDS)
+    write_day(site.settings.log_dir, "traces", SPANS)
     with visitor(site) as client:
         routes = [route for route in client.app.routes if isinstance(route, Route) and "GET" in route.methods]
         # a stream has no end

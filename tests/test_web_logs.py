@@ -42,8 +42,8 @@ from jarvis_otel.web.logs import CSV_MAX
 from jarvis_otel.web.scans import Budget, GoneError, Scans
 from jarvis_otel.web.waterfall import ROWS_MAX
 from tests.commands import jarvis as jarvis_flags
+from tests.day_files import log_record, log_request, our_lines, real_line
 from tests.naive_query import each_once, is_wanted
-from tests.test_query_sources import log_record, log_request, our_lines, real_line
 from tests.web_servers import web_server
 from tests.web_sites import make_site, visitor
 

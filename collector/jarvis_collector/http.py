@@ -29,6 +29,8 @@ class Response:
 
     Attributes:
         status: The HTTP status code.
+        body: What is sent; its length is told.
+        content_type: Of the body.
         headers: Further headers, by name.
         close: Whether the connection ends with it.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import StrEnum
 
-__all__ = ["BadRequestError", "Encoding", "Lines", "Signal", "TooLargeError", "read"]
+__all__ = ["REMEMBERED_MAX", "BadRequestError", "Encoding", "Lines", "Signal", "TooLargeError", "read"]
 
 
 class Signal(StrEnum):
@@ -33,6 +33,9 @@ class TooLargeError(ValueError):
 
 RECORDS_MAX = 250_000
 """So many records may one request have: the smallest costs some microseconds, in which no one else is served."""
+
+REMEMBERED_MAX = 4096
+"""Bytes of the largest resource, scope or attribute whose reading is remembered for the next request."""
 
 LINES_MAX = 256 * 1024 * 1024
 """Bytes of the lines of one request; a resource is sent once and stands in each line."""

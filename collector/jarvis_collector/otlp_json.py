@@ -25,7 +25,7 @@ from jarvis_collector.columns import (
     shown_json,
     text_column,
 )
-from jarvis_collector.otlp import BadRequestError, Lines, Signal
+from jarvis_collector.otlp import REMEMBERED_MAX, BadRequestError, Lines, Signal
 from jarvis_collector.record import LogRecord, Resource, Scope, format_timestamp, log_line
 from jarvis_collector.spans import Event, Link, Span, span_line
 from jarvis_collector.values import ATTRIBUTES_MAX, DEPTH_MAX, AnyValue, Attributes, RecordError, double
@@ -46,9 +46,6 @@ _WAY = b"{[{[{["
 """The brackets that lead to the records."""
 # possessive, and with or without its end: what is hostile is passed over once
 _MARK = re.compile(r'"(?:[^"\\]|\\.)*+"?|[{}\[\]]', re.DOTALL)
-
-_REMEMBERED_MAX = 4096
-"""Bytes of the largest resource, scope or attribute whose reading is remembered for the next request."""
 
 _ATTRIBUTE = b'{"key":'
 """Begins an attribute in compact JSON. In a string its quotes would be escaped; it stands in nested values too, but
@@ -129,7 +126,7 @@ def _read_alike(groups: list[ResourceLogs], arrival: int) -> Lines:
             shared = sum(map(len, parts))
             out.expect(len(records), shared)
             try:
-                small = shared <= _REMEMBERED_MAX
+                small = shared <= REMEMBERED_MAX
                 scope = _known_scope(*parts) if small else _unread_scope(*parts)
             except Exception as error:  # whatever is wrong with it, only its own records are refused
                 out.refuse(f"{where}: resource or scope", error, len(records))
@@ -341,7 +338,7 @@ def _shown_body(raw: bytes) -> tuple[type, bytes] | None:
 
 def _shown_attribute(raw: bytes) -> tuple[type, bytes] | None:
     raw = raw[:-1]
-    return _known_attribute(raw) if len(raw) <= _REMEMBERED_MAX else _known_attribute.__wrapped__(raw)
+    return _known_attribute(raw) if len(raw) <= REMEMBERED_MAX else _known_attribute.__wrapped__(raw)
 
 
 def _shown_last(raw: bytes) -> tuple[type, bytes] | None:

@@ -38,15 +38,12 @@ from jarvis_collector.columns import (
     text_column,
 )
 from jarvis_collector.cut import MANY, cut, decoded, signed
-from jarvis_collector.otlp import BadRequestError, Lines, Signal
+from jarvis_collector.otlp import REMEMBERED_MAX, BadRequestError, Lines, Signal
 from jarvis_collector.record import LogRecord, Resource, Scope, format_timestamp, log_line
 from jarvis_collector.spans import Event, Link, Span, span_line
 from jarvis_collector.values import ATTRIBUTES_MAX, DEPTH_MAX, AnyValue, Attributes, RecordError, double
 
 __all__ = ["read"]
-
-_REMEMBERED_MAX = 4096
-"""Bytes of the largest resource, scope or attribute whose reading is remembered for the next request."""
 
 _KEY, _VALUE = 0x0A, 0x12
 """Tags of the wire format in a KeyValue."""
@@ -144,7 +141,7 @@ def _scopes(request: Any, kind: _Kind, out: Lines) -> Iterator[tuple[str, Scope,
             shared = sum(map(len, parts))
             out.expect(len(records), shared)
             try:
-                small = shared <= _REMEMBERED_MAX
+                small = shared <= REMEMBERED_MAX
                 scope = _known_scope(*parts) if small else _scope(*parts)
             except Exception as error:  # whatever is wrong with it, only its own records are refused
                 out.refuse(f"{where}: resource or scope", error, len(records))
@@ -310,7 +307,7 @@ def _shown_text(raw: bytes) -> tuple[type, bytes] | None:
 
 
 def _shown_attribute(raw: bytes) -> tuple[type, bytes] | None:
-    return _known_attribute(raw) if len(raw) <= _REMEMBERED_MAX else _known_attribute.__wrapped__(raw)
+    return _known_attribute(raw) if len(raw) <= REMEMBERED_MAX else _known_attribute.__wrapped__(raw)
 
 
 @lru_cache(maxsize=4096)

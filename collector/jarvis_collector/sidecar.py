@@ -58,6 +58,11 @@ def read_sidecar(path: Path) -> tuple[int, tuple[bytes, bytes]] | None:
 def write_sidecar(path: Path, size: int, range_: Range) -> None:
     """Writes the sidecar of a day file, whole or not at all; a file without lines gets none.
 
+    Args:
+        path: The day file.
+        size: How many of its bytes the range covers.
+        range_: The range of their lines.
+
     Raises:
         OSError: It cannot be written.
     """

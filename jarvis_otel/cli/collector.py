@@ -155,21 +155,21 @@ def _reloaded(settings: Settings) -> Settings:
 
 def _config(args: argparse.Namespace, settings: Settings) -> CollectorConfig:
     named = args.grpc_port is not None
-    grpc_port = (None if args.grpc_port == _OFF else args.grpc_port) if named else settings.collector_grpc_port
+    grpc_port = (None if args.grpc_port == _OFF else args.grpc_port) if named else settings.collector.grpc_port
     return CollectorConfig(
         log_dir=args.dir or settings.log_dir,
-        host=args.host or settings.collector_host,
-        port=settings.collector_port if args.port is None else args.port,
+        host=args.host or settings.collector.host,
+        port=settings.collector.port if args.port is None else args.port,
         grpc_port=grpc_port,
-        grpc_required=named or settings.collector_grpc_named,
-        tokens=settings.collector_tokens,
-        insecure_no_auth=args.insecure_no_auth or settings.collector_insecure_no_auth,
-        allowed_hosts=settings.collector_hosts,
-        tls_cert=settings.collector_tls_cert,
-        tls_key=settings.collector_tls_key,
-        components=settings.collector_components,
+        grpc_required=named or settings.collector.grpc_named,
+        tokens=settings.collector.tokens,
+        insecure_no_auth=args.insecure_no_auth or settings.collector.insecure_no_auth,
+        allowed_hosts=settings.collector.hosts,
+        tls_cert=settings.collector.tls_cert,
+        tls_key=settings.collector.tls_key,
+        components=settings.collector.components,
         retention=settings.retention,
-        index=_indexer() if settings.collector_index else None,
+        index=_indexer() if settings.collector.index else None,
         loki=settings.loki,
         version=__version__,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,15 @@ from jarvis_otel.terminal import tell
 if TYPE_CHECKING:
     from jarvis_otel.settings import Settings
 
-__all__ = ["EXIT_CODES", "load_settings", "missing_package", "print_json", "tcp_port"]
+__all__ = [
+    "EXIT_CODES",
+    "add_interval",
+    "allow_negative_times",
+    "load_settings",
+    "missing_package",
+    "print_json",
+    "tcp_port",
+]
 
 EXIT_CODES = """\
 Exit code 0: done. 1: nothing found, or the answer is no. 2: wrong usage or bad input, and one line says what and where.
@@ -55,6 +64,18 @@ def tcp_port(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and int(text) <= 65535):
         raise argparse.ArgumentTypeError(f"got {text!r}, want a number from 0 to 65535")
     return int(text)
+
+
+def add_interval(parser: argparse.ArgumentParser) -> None:
+    """Adds --since and --until."""
+    allow_negative_times(parser)
+    parser.add_argument("--since", metavar="T", help="the earliest time: ISO 8601, 14:25, -3h, '1 hour ago', yesterday")
+    parser.add_argument("--until", metavar="T", help="the latest time; 14:35 is the first one after --since")
+
+
+def allow_negative_times(parser: argparse.ArgumentParser) -> None:
+    """Lets `-3h` be a value, which argparse takes for an option unless it looks like a negative number."""
+    parser._negative_number_matcher = re.compile(r"-\d")  # noqa: SLF001 - there is no other way
 
 
 def print_json(value: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -100,6 +101,9 @@ def _flags(settings: Settings) -> Iterator[Finding]:
     if not file.exists():
         yield Finding("flags", "warning", f"there is no {file}", "every flag is its caller's default")
         return
+    # what is wrong with the files is a finding, and needs no second line
+    logging.getLogger("jarvis_flags").addHandler(logging.NullHandler())
+    logging.getLogger("jarvis_flags").propagate = False
     manager = FeatureFlagManager.of_process()
     try:
         manager.use(settings.flags)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jarvis_flags.hints import did_you_mean
-from jarvis_otel.cli.command import print_json
+from jarvis_otel.cli.command import add_interval, print_json
 from jarvis_otel.cli.flag_session import FlagSession, add_command
 from jarvis_otel.terminal import DONE, NO, WRONG, printable, table
 
@@ -30,11 +29,8 @@ def add_impact_parser(parts: argparse._SubParsersAction[Any]) -> None:
     impact = add_command(
         parts, "impact", "errors, latency and volume by variant, out of the logs", example, _impact, needs_flags=False
     )
-    # argparse takes -3h for an option unless it looks like a negative number
-    impact._negative_number_matcher = re.compile(r"-\d")  # noqa: SLF001
     impact.add_argument("flag", metavar="FLAG", help="may be one that only the logs know")
-    impact.add_argument("--since", metavar="T", help="the earliest time: ISO 8601, 14:25, -3h, '1 hour ago', yesterday")
-    impact.add_argument("--until", metavar="T", help="the latest time; 14:35 is the first one after --since")
+    add_interval(impact)
     impact.add_argument("--service", metavar="S", help="only what this component tells")
     source = impact.add_mutually_exclusive_group()
     source.add_argument("--dir", metavar="DIR", type=Path, help="the log directory; that of the settings if not given")
@@ -48,7 +44,7 @@ def add_impact_parser(parts: argparse._SubParsersAction[Any]) -> None:
 
 
 def _impact(flags: FlagSession, args: argparse.Namespace) -> int:
-    from jarvis_otel.query.errors import QueryError  # noqa: PLC0415 - only where the logs are asked
+    from jarvis_otel.query.errors import NO_LOG_DIR, QueryError  # noqa: PLC0415 - only where the logs are asked
     from jarvis_otel.query.impact_answer import audit_changes, baseline_of, impact_json  # noqa: PLC0415
     from jarvis_otel.query.output import Progress  # noqa: PLC0415
     from jarvis_otel.query.times import resolve_interval  # noqa: PLC0415
@@ -71,7 +67,8 @@ def _impact(flags: FlagSession, args: argparse.Namespace) -> int:
         _talk(f"--{error.argument}: {error.problem}")
         return WRONG
     except OSError as error:
-        _talk(f"{printable(str(error.filename))}: cannot be read: {error.strerror}")
+        why = NO_LOG_DIR if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        _talk(f"{printable(str(error.filename))}: {why}")
         return WRONG
     unreadable = sum(logs.tally.unreadable.values())
     if unreadable:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from jarvis_otel.cli.command import EXIT_CODES, load_settings
+from jarvis_otel.cli.command import EXIT_CODES, add_interval, allow_negative_times, load_settings
 from jarvis_otel.terminal import WRONG
 
 __all__ = ["add_parser"]
 
 _FORMAT = "how to print (default: %(default)s)"
-_TIMES = "ISO 8601, 14:25, -3h, '1 hour ago', yesterday"
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -77,7 +75,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "counts of records of ERROR and above; by flag, their share of each variant's records",
         "jarvis logs errors --since '1 hour ago' --by flag",
     )
-    _add_interval(errors)
+    add_interval(errors)
     errors.add_argument(
         "--by",
         choices=("error.type", "service", "message", "flag"),
@@ -137,7 +135,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "jarvis logs sql \"SELECT service, count(*) FROM logs WHERE level = 'ERROR' GROUP BY ALL\" --since -1d",
     )
     sql.add_argument("sql", metavar="SELECT", help="one statement that only reads; context, flags and _meta are JSON")
-    _add_interval(sql)
+    add_interval(sql)
     sql.add_argument("--format", choices=("human", "json", "jsonl", "csv"), default="human", help=_FORMAT)
     _add_pager(sql)
 
@@ -191,8 +189,7 @@ def _add(parts: argparse._SubParsersAction[Any], name: str, summary: str, exampl
     parser: argparse.ArgumentParser = parts.add_parser(
         name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=f"example: {example}"
     )
-    # argparse takes -3h for an option unless it looks like a negative number
-    parser._negative_number_matcher = re.compile(r"-\d")  # noqa: SLF001
+    allow_negative_times(parser)
     source = parser.add_mutually_exclusive_group()
     _add_dir(source)
     source.add_argument(
@@ -221,7 +218,7 @@ def _add_dir(parser: argparse._ActionsContainer) -> None:
 
 
 def _add_filters(parser: argparse.ArgumentParser) -> None:
-    _add_interval(parser)
+    add_interval(parser)
     parser.add_argument("--level", metavar="L", help="ERROR is ERROR and above, =ERROR exactly that")
     parser.add_argument("--service", metavar="S", help="the component")
     parser.add_argument("--correlation-id", metavar="C", help="a correlation id or a trace id")
@@ -242,11 +239,6 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
 
 def _add_pager(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-pager", action="store_true", help="never show the answer in PAGER (less)")
-
-
-def _add_interval(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--since", metavar="T", help=f"the earliest time: {_TIMES}")
-    parser.add_argument("--until", metavar="T", help="the latest time; 14:35 is the first one after --since")
 
 
 def _run(args: argparse.Namespace) -> int:

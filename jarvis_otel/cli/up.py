@@ -224,7 +224,7 @@ class _Company:
         if self._signals.told:
             return
         self._port = int(self._port_file.read_text())
-        url = reachable_url(settings.collector_host, self._port, tls=settings.collector_tls_cert is not None)
+        url = reachable_url(settings.collector.host, self._port, tls=settings.collector.tls_cert is not None)
         if settings.otlp_endpoint == DEFAULT_ENDPOINT:
             self._environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = url
         # started again, it is where the others know it to be

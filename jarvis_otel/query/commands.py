@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jarvis_collector.layout import day_name
-from jarvis_otel.query.errors import AnswerError, QueryError
+from jarvis_otel.query.errors import NO_LOG_DIR, AnswerError, QueryError
 from jarvis_otel.query.filters import names_of
 from jarvis_otel.query.log_query import Criteria, LogQuery
 from jarvis_otel.query.output import Output, Passing, Progress
@@ -29,7 +29,6 @@ from jarvis_otel.terminal import DONE, NO, WRONG, Paint, printable, table, wants
 __all__ = ["LogCommands"]
 
 _OPTIONS = {"user_id": "user", "text": "search"}
-_CURE = "name one by --dir or JARVIS_LOG_DIR, or run the collector"
 _DAMAGE_TOLD = 3
 _LATE = timedelta(seconds=2)
 _TABLE_ROWS = 1000
@@ -104,8 +103,7 @@ class LogCommands:
             self._talk(printable(str(error)))
             return WRONG
         except FileNotFoundError as error:
-            cure = f" directory; {_CURE}" if self._files is None else " file"
-            self._talk(f"{printable(str(error.filename))}: no such{cure}")
+            self._talk(f"{printable(str(error.filename))}: {NO_LOG_DIR if self._files is None else 'no such file'}")
             return WRONG
         except OSError as error:
             self._talk(f"{printable(str(error.filename))}: cannot be read: {error.strerror}")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["AnswerError", "QueryError"]
+__all__ = ["NO_LOG_DIR", "AnswerError", "QueryError"]
+
+NO_LOG_DIR = "no such directory; name one by --dir or JARVIS_LOG_DIR, or run the collector"
+"""What a command says of a log directory that is not there."""
 
 
 class QueryError(ValueError):

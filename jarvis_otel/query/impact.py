@@ -5,6 +5,10 @@ that is correlation ids, not records: an operation that fails logs several error
 which every interval here takes for granted. An operation is of the variant that its records and spans tell; it has
 failed if a record of ERROR or above or a span with an error belongs to it, in whatever service, though that one does
 not tell the flag. Its latency is the longest duration that one of its records or spans with the flag tells.
+
+Sources: Wilson, J. Am. Stat. Assoc. 22 (1927); Newcombe, Statistics in Medicine 17 (1998), 873-890; Zou and Donner,
+Statistics in Medicine 27 (2008), 1693-1702 (MOVER); quantiles by order statistics: Conover, Practical Nonparametric
+Statistics, chapter 3.
 """
 
 from __future__ import annotations

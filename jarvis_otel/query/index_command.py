@@ -7,6 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from jarvis_otel.query.errors import NO_LOG_DIR
 from jarvis_otel.query.index_build import index_each, remove_orphans
 from jarvis_otel.query.render import json_text
 from jarvis_otel.terminal import DONE, NO, WRONG, printable
@@ -37,7 +38,7 @@ def index_command(args: Namespace, log_dir: Path) -> int:
                 print(printable(_told(files[-1])))
         removed = remove_orphans(log_dir)
     except FileNotFoundError:
-        problems.append(f"{log_dir}: no such directory; name one by --dir or JARVIS_LOG_DIR, or run the collector")
+        problems.append(f"{log_dir}: {NO_LOG_DIR}")
     except OSError as error:
         problems.append(f"{error.filename or log_dir}: {error.strerror or error}")
     if args.format == "json":

@@ -2,6 +2,7 @@
 
 Names and texts are a user's and may hold anything: each is quoted here and nowhere else. The forms of names and values
 are those of Loki's OTLP endpoint, measured at 3.7.8: what is no letter or digit becomes an underscore, values are text.
+The language: https://grafana.com/docs/loki/latest/query/log_queries/
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Loki as a source of records: the same questions as to the files, asked in LogQL, page by page."""
+"""Loki as a source of records: the same questions as to the files, asked in LogQL, page by page.
+
+https://grafana.com/docs/loki/latest/reference/loki-http-api/#query-logs-within-a-range-of-time
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Regular expressions in the texts of records, by RE2: its time grows with the text, whatever the pattern."""
+"""Regular expressions in the texts of records, by RE2: its time grows with the text, whatever the pattern.
+
+https://github.com/google/re2/wiki/Syntax
+"""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from jarvis_collector.config import LokiTarget, Retention
 from jarvis_collector.layout import archive_path
 from jarvis_collector.retention import BusyError, Report, rotate
 from jarvis_otel.collector_settings import parse_size
+from jarvis_otel.query.errors import NO_LOG_DIR
 from jarvis_otel.query.render import json_text
 from jarvis_otel.terminal import DONE, NO, WRONG, printable
 
@@ -40,7 +41,7 @@ def rotate_command(args: Namespace, log_dir: Path, retention: Retention, loki: L
         _talk(str(error))
         return WRONG
     except FileNotFoundError:
-        _talk(f"{log_dir}: no such directory; name one by --dir or JARVIS_LOG_DIR, or run the collector")
+        _talk(f"{log_dir}: {NO_LOG_DIR}")
         return WRONG
     except OSError as error:
         _talk(f"{error.filename or log_dir}: {error.strerror}")

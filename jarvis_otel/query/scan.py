@@ -100,7 +100,7 @@ def json_of(value: Any, *, pretty: bool = False) -> bytes:
         text = json.dumps(value, ensure_ascii=False, **form)
     except RecursionError:
         return b'"(nested too deep)"'
-    return text.encode()
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _within_range(found: re.Match[bytes]) -> bytes:

@@ -30,6 +30,9 @@ def add_flag_handlers(
     What runs beside them (menus, requests for approval) begins and ends with `run_polling` and `run_webhook`; who runs
     the application otherwise calls `start()` and `stop()` of what this returns.
 
+    python-telegram-bot confirms updates to Telegram before they are handled, so a kill at the wrong moment can lose a
+    command, an off too; a bot by itself (`polling`) confirms them afterwards.
+
     Args:
         application: The bot's Application of python-telegram-bot.
         admin: The service that changes flags; that of `get_flags()` if None.

@@ -88,7 +88,7 @@ def routes(operations: Sequence[Operation]) -> list[BaseRoute]:
 
 
 def document(operations: Sequence[Operation]) -> dict[str, Any]:
-    """The OpenAPI document of operations (version 3.1)."""
+    """The OpenAPI document of operations: version 3.1, https://spec.openapis.org/oas/v3.1.0."""
     return {
         "openapi": "3.1.0",
         "info": {

@@ -1,4 +1,7 @@
-"""Changes of flags as server-sent events: one watcher and one line of events for all who listen."""
+"""Changes of flags as server-sent events: one watcher and one line of events for all who listen.
+
+https://html.spec.whatwg.org/multipage/server-sent-events.html; a client that comes back says where it was.
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from jarvis_otel.terminal import printable
-from jarvis_otel.web.sessions import Identity
+from jarvis_otel.web.sessions import IDENTITY_KEY, Identity
 
 __all__ = ["STATIC_DIR", "flag_path", "is_htmx", "render", "templates"]
 
@@ -33,7 +33,7 @@ def render(request: Request, template: str, status: int = 200, **context: Any) -
         context: What the template shows. Every text is escaped, and control and bidi characters are shown as escapes.
     """
     pages: Environment = request.app.state.templates
-    person: Identity | None = request.scope.get("jarvis.identity")
+    person: Identity | None = request.scope.get(IDENTITY_KEY)
     text = pages.get_template(template).render(request=request, person=person, **context)
     return HTMLResponse(text.encode("utf-8", "backslashreplace"), status)
 

@@ -17,7 +17,7 @@ from jarvis_collector.config import is_loopback
 from jarvis_otel.admin.author import Author, Role
 from jarvis_otel.front_settings import WebSettings
 from jarvis_otel.web.errors import is_api, problem
-from jarvis_otel.web.sessions import Identity
+from jarvis_otel.web.sessions import IDENTITY_KEY, Identity
 from jarvis_otel.web.site import Site
 
 __all__ = ["Guard", "author", "cookie_name", "identity", "is_ofrep_open", "own_path", "stays_logged_in"]
@@ -28,7 +28,6 @@ QUERY_MAX = 8 * 1024
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _PUBLIC = ("/login", "/static/", "/ofrep/v1/events")
 _OPEN_TO_VIEWERS = ("/login", "/logout", "/sessions/end", "/ofrep/")
-_IDENTITY = "jarvis.identity"
 
 _HEADERS = {
     "content-security-policy": (
@@ -52,7 +51,7 @@ _logger = logging.getLogger("jarvis_otel.web")
 
 def identity(request: HTTPConnection) -> Identity:
     """Who asks; every handler behind the guard has somebody, but for those of /login and OFREP."""
-    who: Identity = request.scope[_IDENTITY]
+    who: Identity = request.scope[IDENTITY_KEY]
     return who
 
 
@@ -172,7 +171,7 @@ class Guard:
         # another origin's page, though allowed, is not the person who is logged in here
         by_cookie = None if allowed_origin is not None else self._by_cookie(request)
         who = by_cookie if shown is None else self._by_token(shown)
-        request.scope[_IDENTITY] = who
+        request.scope[IDENTITY_KEY] = who
         if shown is None and allowed_origin is None and not _is_same_site(method, headers, host, path):
             return problem(request, 403, "this request comes from another site's page")
         if path.startswith(_PUBLIC) or (path.startswith("/ofrep/") and self._ofrep_open and shown is None):

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from jarvis_collector.access import token_digest
 from jarvis_otel.admin.author import Role
 
-__all__ = ["Identity", "Sessions"]
+__all__ = ["IDENTITY_KEY", "Identity", "Sessions"]
+
+IDENTITY_KEY = "jarvis.identity"
+"""Where a request's scope says who asks."""
 
 SESSIONS_MAX = 1_000
 IDLE_S = 12 * 3600.0

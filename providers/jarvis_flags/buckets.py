@@ -55,14 +55,10 @@ def in_below(seed_bytes: bytes, limit: int) -> Callable[[str], bool]:
     # (h * BUCKETS) >> 64 < limit, solved for h
     cut = -(-(limit << 64) // BUCKETS)
     hash64 = mmh3.hash64
-    prefix = seed_bytes.decode("utf-8", "surrogatepass")
 
     def is_in(key: str) -> bool:
-        try:
-            # mmh3 encodes text itself, which is quicker; by keyword: 5.3 does not heed a fourth positional argument
-            return hash64(prefix + key, signed=False)[0] < cut
-        except UnicodeEncodeError:  # a lone surrogate
-            return hash64(seed_bytes + key.encode("utf-8", "surrogatepass"), signed=False)[0] < cut
+        # encoded here: mmh3 5.3 crashes on text with a lone surrogate; by keyword: it does not heed a fourth argument
+        return hash64(seed_bytes + key.encode("utf-8", "surrogatepass"), signed=False)[0] < cut
 
     return is_in
 

@@ -6,7 +6,6 @@ makes no object that could have been made beforehand.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -51,9 +50,9 @@ class Evaluation:
         value: Its value, or CALLERS_DEFAULT.
         variant: The variant's name, or None.
         reason: OpenFeature's reason.
+        metadata: Flat facts about how it was decided; immutable.
         error_code: OpenFeature's error code, or None.
         error_message: What is wrong, for people.
-        metadata: Flat facts about how it was decided; immutable.
         on: Whether it counts as on in `active_flags`.
         series: What it is counted under: the flag, the result's name (see `result_name`), the reason in lower case.
     """
@@ -62,9 +61,9 @@ class Evaluation:
     value: Any
     variant: str | None
     reason: Reason
+    metadata: Mapping[str, bool | int | float | str]
     error_code: ErrorCode | None = None
     error_message: str | None = None
-    metadata: Mapping[str, bool | int | float | str] = field(default_factory=lambda: MappingProxyType({}))
     on: bool = False
     series: tuple[str, str | None, str] = field(init=False, repr=False, compare=False)
 
@@ -109,27 +108,17 @@ class Inputs:
         clock: Unix seconds, for schedules and expiry.
     """
 
-    segments: Mapping[str, Segment] = field(default_factory=dict)
-    pin: str | None = None
-    override: Override | None = None
-    overrides_broken: bool = False
-    flag: Callable[[str], Flag | None] = lambda _: None
-    metadata: Mapping[str, bool | int | float | str] = field(default_factory=dict)
-    clock: Callable[[], float] = time.time
+    segments: Mapping[str, Segment]
+    pin: str | None
+    override: Override | None
+    overrides_broken: bool
+    flag: Callable[[str], Flag | None]
+    metadata: Mapping[str, bool | int | float | str]
+    clock: Callable[[], float]
 
 
 class Flag(Protocol):
     """A flag ready to be evaluated, see CompiledFlag."""
-
-    @property
-    def flag_id(self) -> str:
-        """Its id."""
-        ...
-
-    @property
-    def definition(self) -> FlagDefinition | None:
-        """Its definition; None for a flag that cannot be used."""
-        ...
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -150,18 +139,14 @@ class CompiledFlag:
     """A flag compiled for one snapshot.
 
     Attributes:
-        flag_id: Its id.
-        definition: Its definition; None for a flag that cannot be used.
         steps: The whole order, with the steps that cannot decide.
         constant: The result, where it is the same for everyone in this snapshot.
         evaluate: What the flag gives for a request.
     """
 
-    __slots__ = ("constant", "definition", "evaluate", "flag_id", "steps")
+    __slots__ = ("constant", "evaluate", "steps")
 
-    def __init__(self, flag_id: str, definition: FlagDefinition | None, steps: tuple[Step, ...]) -> None:
-        self.flag_id = flag_id
-        self.definition = definition
+    def __init__(self, steps: tuple[Step, ...]) -> None:
         self.steps = steps
         deciders = [step.decide for step in steps if step.decide is not None]
         first = next(step for step in steps if step.decide is not None)
@@ -184,12 +169,10 @@ def _chain(deciders: Sequence[Decide]) -> Callable[[Request], Evaluation]:
 class LapsingFlag:
     """A flag under an override that lapses by itself: two compiled flags, and the time when the second takes over."""
 
-    __slots__ = ("_after", "_clock", "_during", "_ends", "constant", "definition", "flag_id")
+    __slots__ = ("_after", "_clock", "_during", "_ends", "constant")
 
     def __init__(self, during: CompiledFlag, after: CompiledFlag, ends: float, clock: Callable[[], float]) -> None:
         self._during, self._after, self._ends, self._clock = during, after, ends, clock
-        self.flag_id = during.flag_id
-        self.definition = during.definition
         self.constant: Evaluation | None = None
 
     @property
@@ -209,12 +192,10 @@ class LapsingFlag:
 class HeldFlag:
     """A flag with `requires_restart`: what it gave when the process started holds, but off takes effect at once."""
 
-    __slots__ = ("_now", "_started", "constant", "definition", "flag_id")
+    __slots__ = ("_now", "_started", "constant")
 
     def __init__(self, started: Flag, now: Flag) -> None:
         self._started, self._now = started, now
-        self.flag_id = now.flag_id
-        self.definition = now.definition
         self.constant: Evaluation | None = None
 
     @property
@@ -234,7 +215,12 @@ class HeldFlag:
 
 
 def read_pin(text: str, variants: Mapping[str, Any] | None) -> str | None:
-    """What a pin's text means: `on`, `off`, a variant's name, or None where it cannot be read."""
+    """What a pin's text means: `on`, `off`, a variant's name, or None where it cannot be read.
+
+    Args:
+        text: The value of the variable.
+        variants: Those of the flag; None for a flag that is just on or off.
+    """
     if variants is not None and text in variants:
         return text
     word = text.strip().lower()
@@ -248,32 +234,38 @@ def unknown_flag(flag_id: str, metadata: Mapping[str, bool | int | float | str])
         CALLERS_DEFAULT,
         None,
         Reason.ERROR,
+        _frozen(metadata),
         ErrorCode.FLAG_NOT_FOUND,
         f"no flag {flag_id!r}",
-        _frozen(metadata),
     )
-    return CompiledFlag(flag_id, None, (Step("9", "defined", lambda _: result, "no file defines it", always=True),))
+    return CompiledFlag((Step("9", "defined", lambda _: result, "no file defines it", always=True),))
 
 
-def broken_flag(flag_id: str, problem: str, inputs: Inputs, *, dangerous: bool, boolean: bool = True) -> CompiledFlag:
+def broken_flag(flag_id: str, problem: str, inputs: Inputs, *, dangerous: bool) -> CompiledFlag:
     """A flag that cannot be used and has no last good definition: off where dangerous, else the caller's default.
 
     A pin to off and a run-time override off hold for it as for any other.
+
+    Args:
+        flag_id: Its id.
+        problem: What is wrong with it.
+        inputs: The snapshot's part in it.
+        dangerous: Whether it must be taken for dangerous.
     """
     pinned_off = inputs.pin is not None and read_pin(inputs.pin, None) != "on"
     killed = inputs.override is not None and inputs.override.state == "off"
     off = dangerous or pinned_off or killed
     result = Evaluation(
         flag_id,
-        False if off and boolean else CALLERS_DEFAULT,
-        "off" if off and boolean else None,
+        False if off else CALLERS_DEFAULT,
+        "off" if off else None,
         Reason.ERROR,
+        _frozen(inputs.metadata),
         ErrorCode.PARSE_ERROR,
         problem,
-        _frozen(inputs.metadata),
     )
     why = f"its definition cannot be used ({problem})"
-    return CompiledFlag(flag_id, None, (Step("1", "definition", lambda _: result, why, always=True),))
+    return CompiledFlag((Step("1", "definition", lambda _: result, why, always=True),))
 
 
 def compile_flag(definition: FlagDefinition, inputs: Inputs) -> Flag:
@@ -285,9 +277,8 @@ def compile_flag(definition: FlagDefinition, inputs: Inputs) -> Flag:
     """
     override = inputs.override
     if override is not None and (ends := override.lapses) is not None:
-        lasting, without = replace(override, expires_at=None), replace(inputs, override=None)
-        during = _compile(definition, replace(inputs, override=lasting))
-        return LapsingFlag(during, _compile(definition, without), ends, inputs.clock)
+        after = _compile(definition, replace(inputs, override=None))
+        return LapsingFlag(_compile(definition, inputs), after, ends, inputs.clock)
     return _compile(definition, inputs)
 
 
@@ -295,16 +286,16 @@ def _compile(definition: FlagDefinition, inputs: Inputs) -> CompiledFlag:
     results = _Results(definition, inputs)
     steps = (
         _status(definition, inputs, results),
-        _pin(definition, inputs, results, to="off"),
+        _pin(definition, inputs, results, off=True),
         _kill_switch(definition, inputs, results),
         _prerequisites(definition, inputs, results),
-        _pin(definition, inputs, results, to="on"),
+        _pin(definition, inputs, results, off=False),
         _override(definition, inputs, results),
         *_rules(results),
         _environment_default(definition, results),
         _default(definition, results),
     )
-    return CompiledFlag(definition.id, definition, steps)
+    return CompiledFlag(steps)
 
 
 class _Results:
@@ -378,22 +369,21 @@ def _status(definition: FlagDefinition, inputs: Inputs, results: _Results) -> St
     return Step("1", "status", None, f"status is {definition.status.value}")
 
 
-def _pin(definition: FlagDefinition, inputs: Inputs, results: _Results, *, to: str) -> Step:
+def _pin(definition: FlagDefinition, inputs: Inputs, results: _Results, *, off: bool) -> Step:
     name = pin_name(definition.id)
-    number, title = ("2", "pin to off") if to == "off" else ("5", "pin to on or a variant")
+    number, title = ("2", "pin to off") if off else ("5", "pin to on or a variant")
     if inputs.pin is None:
         return Step(number, title, None, f"{name} is not set")
     meaning = read_pin(inputs.pin, definition.variants)
     why = f"{name}={inputs.pin}" if meaning else f"{name}={inputs.pin!r} cannot be read, which counts as off"
     # a variant's name may be on or off too; a boolean False is off, whatever its variant is called
-    value = results.variants.get(meaning or "off")
-    is_off = meaning in (None, "off") or (results.boolean and value is False)
-    if is_off != (to == "off"):
+    is_off = meaning is None or meaning == "off" or results.variants.get(meaning) is False
+    if is_off != off:
         return Step(number, title, None, why)
-    if is_off:
+    if meaning is None or is_off:
         result = results.off(Reason.STATIC, override="env")
     elif meaning in results.variants:
-        result = results.variant(meaning or "", Reason.STATIC, override="env")
+        result = results.variant(meaning, Reason.STATIC, override="env")
     else:
         result = results.on(Reason.STATIC, override="env")
     return Step(number, title, lambda _: result, why, always=True)
@@ -458,8 +448,7 @@ def _rules(results: _Results) -> list[Step]:
         rules.append((-1, RolloutRule(type="percentage", value=runtime, variant=variant)))
     steps = []
     for place, (index, rule) in enumerate(rules, 1):
-        limited = runtime if _is_plain_percentage(rule) else None
-        decide, why = _rule(index, rule, results, runtime=limited)
+        decide, why = _rule(index, rule, results, runtime)
         steps.append(Step(f"7.{place}", f"rule {rule.type}", _gated(rule, inputs, results.frame, decide), why))
     return steps or [Step("7", "rules", None, "it has no rules")]
 
@@ -601,8 +590,7 @@ def _split(
     edge = 0
     for variant, weight in rule.value.items():
         edge += threshold(weight)
-        if weight:
-            edges.append((edge, results.variant(variant, Reason.SPLIT, rule=name)))
+        edges.append((edge, results.variant(variant, Reason.SPLIT, rule=name)))
 
     def decide(request: Request) -> Evaluation | None:
         key = key_of(request)

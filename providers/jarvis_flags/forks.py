@@ -57,8 +57,13 @@ class _Barrier:
             self.lock.release()
 
     def _in_child(self) -> None:
-        self.lock = threading.RLock()
-        self._forking = set()
+        if threading.get_ident() in self._forking:
+            # hooks that came before this one may have started threads, which wait for this very lock
+            self._forking = set()
+            self.lock.release()
+        else:
+            self._forking = set()
+            self.lock = threading.RLock()
 
 
 _barrier = _Barrier()

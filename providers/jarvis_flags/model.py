@@ -80,15 +80,20 @@ class FlagDefinition:
     """A flag; only `id` is needed.
 
     Attributes:
-        id: How code and people name it.
+        id: How code names it.
+        name: How people call it.
+        description: What it does.
         enabled: The global default; without `variants` it is off unless set.
         status: `disabled` is off whatever else is said; `deprecated` warns once a process.
+        category: What it is listed under.
+        owner: The team or person that answers for it.
         services: Services whose records list this flag even where it was not evaluated.
         rules: Evaluated by priority, then in their order.
         environment_defaults: True or False (or a variant's name) by environment.
         requires: Ids of flags that must be on for this one to be on.
         variants: Values by name, of one type; None makes it a boolean flag with `on` and `off`.
         default: The variant that is served where nothing else decides.
+        created_at, updated_at: Text that is kept for people.
         expires_at: ISO date or time after which it should be gone.
         on_expiry: `alert` only tells; `disable` turns it off then.
         dangerous: Turning it on needs confirmation; broken means off.

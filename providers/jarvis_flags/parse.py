@@ -14,6 +14,7 @@ from jarvis_flags.hints import did_you_mean
 from jarvis_flags.jsonlogic import WEIGHT_MAX, Frame, Logic, LogicError, compile_logic, truthy
 from jarvis_flags.model import RULE_TYPES, FlagDefinition, FlagStatus, RolloutRule
 from jarvis_flags.place import Place, Problem, shown
+from jarvis_flags.prerequisites import tangled
 from jarvis_flags.schedule import ScheduleError, parse_moment, parse_schedule
 from jarvis_flags.tree import NumberText, plain
 
@@ -30,6 +31,8 @@ __all__ = [
 
 FLAGS_MAX = 100_000
 DEPTH_MAX = 20
+_HINTS_MAX = 20
+"""So many misspelt names of a file get their cure; to look for one among thousands takes a while."""
 
 TOP_KEYS = ("$schema", "version", "environment", "segments", "flags")
 """What a flag file may hold."""
@@ -104,14 +107,17 @@ def parse_flags(tree: Any, file: str) -> FlagSet:
                 bad[flag_id] = _looks_dangerous(place.value)
             else:
                 flags[flag_id] = definition
-    for flag_id, cycle in _cycles(flags).items():
-        places[flag_id].at("requires").wrong(f"a cycle: {' → '.join(cycle)}")
+    for flag_id, why in tangled(flags).items():
+        places[flag_id].at("requires").wrong(why)
         bad[flag_id] = flags.pop(flag_id).dangerous
         problems[-1] = replace(problems[-1], flag=flag_id)
+    hints: dict[str, str] = {}
     for flag_id, flag in flags.items():
         for other in flag.requires:
             if other not in flags and other not in bad:
-                hint = did_you_mean(other, [*flags, *bad])
+                if other not in hints and len(hints) < _HINTS_MAX:
+                    hints[other] = did_you_mean(other, [*flags, *bad])
+                hint = hints.get(other, "")
                 # no reason to refuse the flag: a prerequisite that is not there is off, and so is what requires it
                 places[flag_id].at("requires").wrong(f"unknown flag {other!r}, so {flag_id} is off{hint}")
     for first, second in _collisions([*flags, *bad]):
@@ -140,7 +146,7 @@ def parse_more(
             flags[place.key] = definition
     flags.update((flag_id, base.flags[flag_id]) for flag_id in after)
     unmet = any(other not in flags for flag in flags.values() for other in flag.requires)
-    if problems or unmet or len(flags) > FLAGS_MAX or _cycles(flags) or _collisions(list(flags)):
+    if problems or unmet or len(flags) > FLAGS_MAX or tangled(flags) or _collisions(list(flags)):
         return None
     return replace(base, flags=MappingProxyType(flags))
 
@@ -441,7 +447,9 @@ def _segment(
     if place.value in bad:
         place.wrong(f"the segment {place.value!r} cannot be used: see its own errors")
         return None
-    hint = did_you_mean(place.value, [*segments, *bad], "; define it under `segments:`")
+    hint = "; define it under `segments:`"
+    if len(place.problems) < _HINTS_MAX:
+        hint = did_you_mean(place.value, [*segments, *bad], hint)
     place.wrong(f"unknown segment {shown(place.value)}{hint}")
     return None
 
@@ -529,27 +537,6 @@ def _looks_dangerous(value: Any) -> bool:
     if not isinstance(value, Mapping):
         return False
     return value.get("dangerous", False) is not False
-
-
-def _cycles(flags: Mapping[str, FlagDefinition]) -> dict[str, list[str]]:
-    """The cycle, by each flag whose `requires` leads back to itself."""
-    cycles: dict[str, list[str]] = {}
-    done: set[str] = set()
-    for start in flags:
-        path = [start]
-        pending = [iter(flags[start].requires if start not in done else ())]
-        while pending:
-            following = next(pending[-1], None)
-            if following is None:
-                done.add(path.pop())
-                pending.pop()
-            elif following in path:
-                cycle = path[path.index(following) :]
-                cycles.update((member, [*cycle, following]) for member in cycle if member not in cycles)
-            elif following in flags and following not in done:
-                path.append(following)
-                pending.append(iter(flags[following].requires))
-    return cycles
 
 
 def _collisions(flag_ids: list[str]) -> list[tuple[str, str]]:

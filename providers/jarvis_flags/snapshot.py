@@ -22,6 +22,7 @@ from jarvis_flags.model import EvaluationContext, FlagDefinition, FlagStatus
 from jarvis_flags.overrides import OverrideSet
 from jarvis_flags.parse import FlagSet, Segment, pin_name
 from jarvis_flags.place import Problem
+from jarvis_flags.prerequisites import tangled
 from jarvis_flags.request import Request, targeting_key
 from jarvis_flags.schedule import parse_moment
 
@@ -242,6 +243,11 @@ def build_snapshot(
         bad[flag_id] = BadFlag(dangerous, messages.get(flag_id, "cannot be used"), good)
         if good is not None and not dangerous:
             definitions[flag_id] = good
+    if bad and tangled(definitions):
+        # what was good last and what is good now, each right in itself, lead back to each other
+        definitions = {
+            flag_id: flag for flag_id, flag in definitions.items() if flag_id not in bad or not flag.requires
+        }
     held: dict[str, Flag] = {}
     if previous is not None:
         for flag_id, definition in definitions.items():

@@ -27,7 +27,7 @@ from jarvis_flags.schedule import ScheduleError, parse_schedule
 from jarvis_flags.snapshot import Snapshot, build_snapshot
 from jarvis_flags.tree import TreeError, load_tree, plain
 from jarvis_otel.settings import Settings
-from tests.fuzz.properties import DATA, Family, as_json, as_text, scratch
+from tests.fuzz.properties import DATA, Family, as_json, as_text, one_line, scratch
 
 FAMILY = Family("flags")
 
@@ -41,7 +41,9 @@ YAML = (
 CONTEXTS = (
     EvaluationContext(),
     EvaluationContext(user_id="1", environment="dev", attributes={"plan": "pro", "version": "1.10.0", "n": 5}),
-    EvaluationContext(request_id="r", environment="prod", attributes={"a": {"b": [1, None]}, "n": math.nan, "plan": 10**400}),
+    EvaluationContext(
+        request_id="r", environment="prod", attributes={"a": {"b": [1, None]}, "n": math.nan, "plan": 10**400}
+    ),
 )
 TIMES = (0.0, 1.0, 1_772_323_200.5, 4_102_444_800.0)
 
@@ -74,11 +76,10 @@ SEEDS = [
     DATA / "design_flags.yaml",
     DATA / "feature_flags.json",
     "flags:\n  A: &a {enabled: true, dangerous: true}\n  B: {<<: *a, requires: [A]}\n",
-    "flags:\n  A:\n    rules:\n    - {type: schedule, value: {start: 2026-01-01, days: [mon], hours: 09:00-17:00, timezone: Europe/Vienna}}\n"
-    "    - {type: schedule, value: {ramp: {start: 2026-01-01, end: 2027-01-01, from: 0, to: 50}}}\n",
+    "flags:\n  A:\n    rules:\n    - {type: schedule, value: {start: 2026-01-01, days: [mon], hours: 09:00-17:00}}\n",
+    "flags:\n  A:\n    rules:\n    - {type: schedule, value: {ramp: {start: 2026-01-01, end: 2027-01-01, from: 0, to: 50}}}\n",
     "flags:\n  A: {variants: {a: 1, b: 2.5}, default: a, rules: [{type: percentage, value: {a: 50, b: 50}, by: plan, salt: x}]}\n",
-    "segments: {s: {not: {attribute: a.b, op: matches, value: '^x[0-9]+$'}}}\n"
-    "flags: {A: {rules: [{type: user_segment, value: s}, {type: percentage, value: 25, segment: s, environments: [dev]}]}}\n",
+    "{segments: {s: {not: {attribute: a.b, op: matches, value: '^x[0-9]+$'}}}, flags: {A: {rules: [{type: user_segment, value: s}, {type: percentage, value: 25, segment: s, environments: [dev]}]}}}\n",
     "flags: {A: {variants: {x: a, y: b}, rules: [{type: jsonlogic, hash: flagd-v3, value: {fractional: [[x, 50], [y, 50]]}}]}}\n",
     '{"flags": {"A\\ud83d\\ude00": {"expires_at": "2026-01-01T00:00:00+02:00", "on_expiry": "disable", "metadata": {"n": 1e3}}}}',
     '{"flags": {"A": {"variants": {"a": 1%s}, "default": "\\ud800"}}}' % ("0" * 400),
@@ -91,8 +92,7 @@ def flag_file(data: bytes) -> None:
     try:
         tree = load_tree(data)
     except TreeError as error:
-        assert "\n" not in str(error)
-        assert 0 <= error.line <= data.count(b"\n") + 2 or b"\r" in data or b"\xe2\x80" in data or b"\xc2\x85" in data or b"\0" in data
+        one_line(error, data)
         return
     flags = parse_flags(tree, "flags.yaml")
     assert not flags.flags.keys() & flags.bad.keys()
@@ -107,7 +107,11 @@ def flag_file(data: bytes) -> None:
             assert result.value is (False if flags.bad[result.flag_id] else CALLERS_DEFAULT)
         elif not uses_logic(definition):
             assert result.error_code is None
-            assert result.value is CALLERS_DEFAULT or result.value in (True, False, *(definition.variants or {}).values())
+            assert result.value is CALLERS_DEFAULT or result.value in (
+                True,
+                False,
+                *(definition.variants or {}).values(),
+            )
     # what a flag says is written so that it is read as the same
     for flag_id, definition in flags.flags.items():
         assert repr(parse_flag(flag_id, definition.to_dict(), flags.segments)) == repr(definition)
@@ -169,7 +173,11 @@ def reread_file(data: bytes) -> None:
     if again is not None:
         whole = parse_flags(load_tree(after), "f")
         assert repr(again.flags.flags) == repr(whole.flags)
-        assert (again.flags.bad, again.flags.segments, again.flags.environment) == (whole.bad, whole.segments, whole.environment)
+        assert (again.flags.bad, again.flags.segments, again.flags.environment) == (
+            whole.bad,
+            whole.segments,
+            whole.environment,
+        )
         assert again.flags.problems == whole.problems
 
 
@@ -179,7 +187,7 @@ def pin(data: bytes) -> None:
     text = as_text(data)
     tree = load_tree("flags: {A: {enabled: true, dangerous: true}, B: {variants: {a: x, b: y}, default: b}}")
     snapshot = snapshot_of(parse_flags(tree, ""), pins={"FF_A": text, "FF_B": text})
-    boolean, typed, _ = list(evaluate_all(snapshot))[::3][:2] + [None]
+    boolean, typed = list(evaluate_all(snapshot))[:: len(CONTEXTS)]
     assert boolean.on is (text.strip().lower() in ("1", "true", "on"))
     if text in ("a", "b"):
         assert typed.variant == text
@@ -193,7 +201,9 @@ def pin(data: bytes) -> None:
         '{"ramp": {"start": "2026-01-01", "end": "2026-02-01", "from": 1, "to": 99.5}}',
         '{"hours": "09:00+01:00-17:00"}',
     ],
-    words=b'start,end,days,hours,timezone,ramp,from,to,2026-01-01,09:00,24:00,-,mon,UTC,Europe/Vienna,../x,0001-01-01,9999-12-31T23:59:59,+14:00,T,Z,1e400,",:,{,}'.split(b","),
+    words=b'start,end,days,hours,timezone,ramp,from,to,2026-01-01,09:00,24:00,-,mon,UTC,Europe/Vienna,../x,0001-01-01,9999-12-31T23:59:59,+14:00,T,Z,1e400,",:,{,}'.split(
+        b","
+    ),
 )
 def schedule(data: bytes) -> None:
     """A schedule is read or refused with its own error, and what was read holds or not at any time."""
@@ -319,7 +329,7 @@ def jsonlogic(data: bytes) -> None:
     try:
         logic = compile_logic(expression, "flagd-v3")
     except LogicError as error:
-        assert isinstance(error.path, str)
+        one_line(error, data)
         return
     for context in CONTEXTS:
         request = snapshot_of(parse_flags(None, "")).request(context)
@@ -346,7 +356,10 @@ def flagd(data: bytes) -> None:
         return
     flags = parse_flags(imported.document, "flags.yaml")
     assert not flags.problems
-    assert {refusal.flag_id for refusal in imported.refused if refusal.flag_id} | flags.flags.keys() | {""} == {*document["flags"], ""}
+    assert {refusal.flag_id for refusal in imported.refused if refusal.flag_id} | flags.flags.keys() | {""} == {
+        *document["flags"],
+        "",
+    }
     exported = export_flagd(flags.flags, flags.segments)
     if exported.document["flags"]:
         back = import_flagd(exported.document)
@@ -355,7 +368,9 @@ def flagd(data: bytes) -> None:
 
 
 OVERRIDES = [
-    OverrideSet(3, MappingProxyType({"A": Override("on", 25.0, None, 1.5, "ann", "why", "2026-01-01T00:00:00Z")})).to_bytes(),
+    OverrideSet(
+        3, MappingProxyType({"A": Override("on", 25.0, None, 1.5, "ann", "why", "2026-01-01T00:00:00Z")})
+    ).to_bytes(),
     '{"format": 1, "revision": 1, "overrides": {"A": {"state": "off", "expires_at": 1e400}}}',
     '{"format": 1, "revision": 18446744073709551615, "overrides": {"A": {"state": "on", "percentage": NaN}}}',
 ]
@@ -367,11 +382,13 @@ def overrides(data: bytes) -> None:
     try:
         read = OverrideSet.from_bytes(data)
     except OverrideError as error:
-        assert "\n" not in str(error)
+        one_line(error, data)
         return
     assert OverrideSet.from_bytes(read.to_bytes()) == read
     assert read.standing(TIMES[2]).overrides.items() <= read.overrides.items()
-    tree = load_tree("flags: {A: {enabled: true, rules: [{type: percentage, value: 50}]}, B: {variants: {a: 1}, default: a}}")
+    tree = load_tree(
+        "flags: {A: {enabled: true, rules: [{type: percentage, value: 50}]}, B: {variants: {a: 1}, default: a}}"
+    )
     for result in evaluate_all(snapshot_of(parse_flags(tree, ""), overrides=read)):
         override = read.standing(TIMES[2]).overrides.get(result.flag_id)
         assert not (override is not None and override.state == "off" and result.on)

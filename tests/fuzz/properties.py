@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["DATA", "Family", "Property", "as_json", "as_text", "scratch"]
+__all__ = ["DATA", "Family", "Property", "as_json", "as_text", "one_line", "scratch"]
 
 DATA = Path(__file__).parent.parent / "data"
 FOUND = DATA / "fuzz"
@@ -91,6 +91,11 @@ def as_json(data: bytes) -> object:
         return json.loads(data)
     except (ValueError, RecursionError):
         return None
+
+
+def one_line(error: Exception, data: bytes) -> None:
+    """Asserts that an error for people is one line, unless what it quotes has several."""
+    assert "\n" not in str(error) or b"\n" in data, error
 
 
 @functools.cache

@@ -75,7 +75,10 @@ def redacted_values(data: bytes) -> None:
     list(find_secrets(value))
 
 
-@FAMILY.add(seeds=["plain", "a\x1b[31mb\x07", "\u202e\u200b\x9b", "\ud800".encode("utf-8", "surrogatepass"), "😀\n"], words=[b"\x1b[2J", b"\x1b]0;x\x07", b"\xc2\x9b", "\u202e".encode(), b"\0", b"\n", b"\xff"])
+@FAMILY.add(
+    seeds=["plain", "a\x1b[31mb\x07", "\u202e\u200b\x9b", "\ud800".encode("utf-8", "surrogatepass"), "😀\n"],
+    words=[b"\x1b[2J", b"\x1b]0;x\x07", b"\xc2\x9b", "\u202e".encode(), b"\0", b"\n", b"\xff"],
+)
 def terminal(data: bytes) -> None:
     """Nothing that a terminal would act on is left in a text; what is harmless stays as it is."""
     text = as_text(data)
@@ -90,9 +93,35 @@ def terminal(data: bytes) -> None:
 
 
 RECORDS = [
-    {"timestamp": "2026-01-18T00:00:00.000000Z", "level": "ERROR", "message": "\x1b[31m", "service": "\x07", "context": {"a\n": "\x9b", "b": [1, "\u202e"]}, "error": {"type": "\r", "message": "=1", "stack_trace": "a\n\x1bb"}, "active_flags": ["\x1b"], "flags": {"A": "\x1b"}, "duration_ms": 1e300},
-    {"timestamp": "2026-01-18T00:00:00Z", "level": 5, "message": "\uff1dx", "context": "\t=", "logger": "\n=1", "error": [], "flags": [], "active_flags": {"a": 1}, "event": "feature_flag.evaluation"},
-    {"timestamp": "0001-01-01T00:00:00+23:59", "message": "-1+1", "service": {"a": 1}, "span_id": "s", "correlation_id": "@SUM(A1)"},
+    {
+        "timestamp": "2026-01-18T00:00:00.000000Z",
+        "level": "ERROR",
+        "message": "\x1b[31m",
+        "service": "\x07",
+        "context": {"a\n": "\x9b", "b": [1, "\u202e"]},
+        "error": {"type": "\r", "message": "=1", "stack_trace": "a\n\x1bb"},
+        "active_flags": ["\x1b"],
+        "flags": {"A": "\x1b"},
+        "duration_ms": 1e300,
+    },
+    {
+        "timestamp": "2026-01-18T00:00:00Z",
+        "level": 5,
+        "message": "\uff1dx",
+        "context": "\t=",
+        "logger": "\n=1",
+        "error": [],
+        "flags": [],
+        "active_flags": {"a": 1},
+        "event": "feature_flag.evaluation",
+    },
+    {
+        "timestamp": "0001-01-01T00:00:00+23:59",
+        "message": "-1+1",
+        "service": {"a": 1},
+        "span_id": "s",
+        "correlation_id": "@SUM(A1)",
+    },
 ]
 
 
@@ -110,13 +139,17 @@ def shown_record(data: bytes) -> None:
         line = human_record(record, paint)
         assert re.sub(r"\x1b\[[0-9;]*m", "", line).isprintable()
     _, row = list(csv_rows([record]))
-    (cells,) = csv.reader([row], strict=True) if "\n" not in row[:-1] else [next(csv.reader(row.splitlines(keepends=True)))]
+    (cells,) = (
+        csv.reader([row], strict=True) if "\n" not in row[:-1] else [next(csv.reader(row.splitlines(keepends=True)))]
+    )
     for key, cell in zip(next(csv.reader([next(iter(csv_rows([])))])), cells, strict=True):
         value = record
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         if isinstance(value, str):
-            assert not cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")), cell
+            assert not cell.startswith(
+                ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+            ), cell
         assert all(char.isprintable() or char in "\n\t" for char in cell)
     if parsed(data, lambda _: None) is not None:
         assert local_time(record["timestamp"]).isprintable()
@@ -125,7 +158,10 @@ def shown_record(data: bytes) -> None:
                 assert row.isprintable(), row
 
 
-@FAMILY.add(seeds=["message\0key\0value", "\x1b[31m %s\0a b\0\n", "%d\0=\0\ud800".encode("utf-8", "surrogatepass")], words=[b"\0", b"%s", b"%(x)s", b"\x1b[0m", b"\n", b"{}"])
+@FAMILY.add(
+    seeds=["message\0key\0value", "\x1b[31m %s\0a b\0\n", "%d\0=\0\ud800".encode("utf-8", "surrogatepass")],
+    words=[b"\0", b"%s", b"%(x)s", b"\x1b[0m", b"\n", b"{}"],
+)
 def formatted_record(data: bytes) -> None:
     """A standard log record of any text becomes printable lines for people, and one JSON object."""
     message, _, rest = as_text(data).partition("\0")
@@ -141,7 +177,10 @@ def formatted_record(data: bytes) -> None:
         assert "\n" not in line
 
 
-@FAMILY.add(seeds=["A=on\0B=off", "a-b=x\0_=$(id)", "A='\n", "A=" + "😀"], words=[b"\0", b"=", b"'", b"$(", b"`", b"\\", b"\n", b"on", b"off", b"A", b"a"])
+@FAMILY.add(
+    seeds=["A=on\0B=off", "a-b=x\0_=$(id)", "A='\n", "A=" + "😀"],
+    words=[b"\0", b"=", b"'", b"$(", b"`", b"\\", b"\n", b"on", b"off", b"A", b"a"],
+)
 def reproduced(data: bytes) -> None:
     """The lines that reproduce flags are for a shell what they say and nothing more, whatever the variants."""
     pairs: Mapping[str, str] = dict(part.partition("=")[::2] for part in as_text(data).split("\0"))
@@ -199,5 +238,3 @@ def metrics(data: bytes) -> None:
     found = LABEL.fullmatch(sample)
     assert found is not None
     assert re.sub(r"\\(.)", lambda match: {"n": "\n"}.get(match[1], match[1]), found[1]) == value
-
-

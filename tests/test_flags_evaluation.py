@@ -145,7 +145,7 @@ def test_step_5_a_pin_to_on_is_static_and_beats_rules_and_environment_defaults()
 
 def test_step_5_a_pin_names_a_variant_of_a_typed_flag():
     snapshot = flag_of("{variants: {low: 100, high: 1000}, default: low}", pins={"FF_F": "high"})
-    assert give(snapshot).value == 1000
+    assert (give(snapshot).value, give(snapshot).metadata["override"]) == (1000, "env")
     assert give(flag_of("{variants: {low: 100, high: 1000}, default: low}", pins={"FF_F": "on"})).value == 100
 
 
@@ -342,6 +342,7 @@ def test_step_7_a_percentage_set_at_run_time_leaves_listed_users_in():
     snapshot = flag_of(definition, overrides={"F": Override("on", percentage=0)})
     assert give(snapshot, "vip").on
     assert not give(snapshot, "other").on
+    assert give(flag_of(definition, overrides={"F": Override("on", percentage=100)}), "other").on
 
 
 def test_step_7_a_split_gives_consecutive_ranges_in_file_order():
@@ -642,6 +643,7 @@ def test_what_a_flag_gives_by_who_asks_or_by_the_clock_is_not_known_beforehand(d
         ("{status: disabled}", {}, "1"),
         ("{expires_at: 1970-01-01, on_expiry: disable}", {}, "1"),
         ("{}", {"pins": {"FF_F": "off"}}, "2"),
+        ("{}", {"pins": {"FF_F": "nonsense"}}, "2"),
         ("{}", {"overrides": {"F": Override("off")}}, "3"),
         ("{dangerous: true}", {"broken": "cannot be read"}, "3"),
         ("{requires: [G]}", {}, "4"),
@@ -714,6 +716,12 @@ def test_an_explanation_says_who_changed_it_when_and_why(state):
             "20 % by user (set at run time)",
         ),
         ("{}", {"overrides": {"F": Override("on", percentage=20)}}, "7.1", "20 % by user (set at run time)"),
+        (
+            "{rules: [{type: percentage, value: 10}]}",
+            {"overrides": {"F": Override("off", percentage=20)}},
+            "7.1",
+            "10 % by user",
+        ),
         (
             "{variants: {a: 1, b: 2}, rules: [{type: percentage, value: {a: 12.5, b: 87.5}}]}",
             {},
@@ -812,6 +820,31 @@ def test_on_and_off_of_a_switch_with_names_of_its_own_are_those_names(variants):
     assert told(give(flag_of(definition, pins={"FF_F": "nay"}, overrides={"F": Override("on")}))) == (False, "STATIC")
 
 
+def test_a_missing_key_is_told_whatever_rules_come_after_it():
+    first = "{type: percentage, value: 50, by: team}"
+    ramp = "{type: schedule, value: {ramp: {start: 1970-01-01, end: 1970-01-11, from: 0, to: 100}}}"
+    for second in (ramp, "{type: percentage, value: 0}", "{type: user_ids, value: [v]}"):
+        result = give(flag_of(f"{{rules: [{first}, {second}]}}"), "u")
+        assert (result.on, result.metadata["key_missing"]) == (False, True)
+
+
+def test_an_environment_default_that_names_a_variant_says_that_the_key_was_missing():
+    definition = """{variants: {a: 1, b: 2}, default: a, environment_defaults: {prod: b},
+        rules: [{type: percentage, value: {a: 50, b: 50}}]}"""
+    result = give(flag_of(definition))
+    assert (result.variant, result.metadata["key_missing"]) == ("b", True)
+
+
+@pytest.mark.parametrize("by", ["email", "{var: email}"])
+def test_a_split_of_flagds_is_by_the_attribute_that_it_names(by):
+    definition = f"""{{variants: {{a: 1, b: 2}}, default: a, rules: [
+        {{type: percentage, value: {{a: 1, b: 1}}, hash: flagd-v3, by: {by}}}]}}"""
+    snapshot = flag_of(definition)
+    assert {give(snapshot, "u", email=user).variant for user in USERS[:50]} == {"a", "b"}
+    assert len({give(snapshot, user, email="e").variant for user in USERS[:50]}) == 1
+    assert give(snapshot, "u").metadata["key_missing"] is True
+
+
 def test_a_result_that_leaves_the_value_to_the_caller_says_what_led_to_it():
     typed = "{variants: {low: 100, high: 1000}, metadata: {team: a}%s}"
     on = give(flag_of(typed % "", overrides={"F": Override("on")}))
@@ -838,4 +871,6 @@ def test_an_expression_that_names_no_variant_is_an_error_that_says_which_rule(mo
     assert (str(result.reason), result.error_code) == ("ERROR", ErrorCode.GENERAL)
     assert result.error_message == "rules[0]: gave 'gold', which is no variant"
     assert give(flag_of(definition), "u", plan="on").on
+    assert give(flag_of(definition), "u", plan="ON").error_code is ErrorCode.GENERAL
+    assert give(flag_of(definition), "u", plan="x" * 200).error_message.count("x") == 80
     assert give(flag_of(definition), "u").error_code is None

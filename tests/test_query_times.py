@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from jarvis_otel.query.errors import QueryError
-from jarvis_otel.query.times import Interval, canonical_time, line_time, parse_time, resolve_interval
+from jarvis_otel.query.times import Interval, canonical_time, line_time, parse_length, parse_time, resolve_interval
 
 BERLIN = ZoneInfo("Europe/Berlin")
 NOW = datetime(2026, 1, 18, 14, 30, tzinfo=BERLIN)
@@ -119,3 +119,88 @@ def test_timestamps_of_other_writers_are_compared_in_one_form(text, canonical):
 
 def test_a_moment_is_written_in_utc():
     assert line_time(datetime(2026, 1, 18, 1, 2, 3, tzinfo=UTC)) == "2026-01-18T01:02:03.000000Z"
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds"),
+    [
+        ("s sec secs second seconds", 1),
+        ("m min mins minute minutes", 60),
+        ("h hour hours", 3600),
+        ("d day days", 86_400),
+        ("w week weeks", 604_800),
+    ],
+)
+def test_every_unit_has_short_and_long_names(words, seconds):
+    for word in words.split():
+        for text in (f"2 {word} ago", f"-2{word}", f"- 2{word}"):
+            assert (NOW - parse_time(text, NOW, BERLIN)).total_seconds() == 2 * seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        ("2026-01-18t14:25z", "2026-01-18T14:25:00.000000Z"),
+        ("2026-01-18 14:25:01,25", "2026-01-18T13:25:01.250000Z"),
+        ("-0s", "2026-01-18T13:30:00.000000Z"),
+        (" " * 61 + "now", "2026-01-18T13:30:00.000000Z"),
+    ],
+)
+def test_case_commas_and_blanks_do_not_matter(text, meaning):
+    assert line_time(parse_time(text, NOW, BERLIN)) == meaning
+
+
+def test_a_text_of_more_than_64_characters_is_no_time():
+    with pytest.raises(ValueError):
+        parse_time(" " * 62 + "now", NOW, BERLIN)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30s", 30), ("5m", 300), ("2h", 7200), ("1d", 86_400), ("999999s", 999_999)]
+)
+def test_a_length_is_a_number_of_one_unit(text, seconds):
+    assert parse_length(text).total_seconds() == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0s", "000h", "5", "m", "-5m", "1h30m", "2w", "1000000s", "5 m", "5M", "\u0665m"])
+def test_any_other_length_is_refused(text):
+    with pytest.raises(ValueError, match="want a length such as 30s, 5m, 2h or 1d"):
+        parse_length(text)
+
+
+def test_an_interval_may_be_a_single_moment():
+    interval = resolve_interval("14:25", NOW.replace(minute=25), NOW, BERLIN)
+    assert interval.since == interval.until
+
+
+def test_until_at_the_very_clock_time_of_since_is_a_day_later():
+    interval = resolve_interval("2026-01-17T14:25", "14:25", NOW, BERLIN)
+    assert (interval.until - interval.since).total_seconds() == 86_400
+
+
+def test_an_end_outside_of_the_calendar_is_refused():
+    for moment in (datetime(1, 1, 1, tzinfo=BERLIN), datetime(9999, 12, 31, 23, 59, tzinfo=ZoneInfo("America/Lima"))):
+        with pytest.raises(QueryError, match="which in UTC is outside of the calendar"):
+            resolve_interval(moment, None, NOW, BERLIN)
+
+
+def test_an_open_end_is_before_or_after_every_time():
+    since, until = Interval().line_times()
+    assert since <= line_time(datetime(1, 1, 1, tzinfo=UTC))
+    assert line_time(datetime(9999, 12, 31, tzinfo=UTC)) <= until
+    closed = Interval(NOW, NOW)
+    assert closed.line_times() == ("2026-01-18T13:30:00.000000Z",) * 2
+
+
+def test_an_interval_in_words_has_the_ends_that_it_has():
+    assert Interval().in_words() == ""
+    assert Interval(NOW).in_words().split()[0] == "from"
+    assert Interval(None, NOW).in_words().split()[0] == "to"
+    both = Interval(NOW, NOW)
+    assert [word for word, _ in both.ends()] == ["from", "to"]
+    assert datetime.fromisoformat(both.in_words().partition(" ")[2].partition(" to ")[0]) == NOW
+
+
+def test_a_timestamp_of_a_day_that_there_is_not_is_none():
+    with pytest.raises(ValueError):
+        canonical_time("2026-02-30T14:25:01.123456Z")

@@ -2,6 +2,7 @@
 
 import pytest
 
+from jarvis_otel.query.filters import Facts
 from jarvis_otel.query.where import where_filter
 
 RECORD = {
@@ -20,7 +21,14 @@ RECORD = {
         "nothing": None,
         "http": {"status": 503},
         "http.route": "/t",
+        "off": False,
+        "text": "5",
+        "whole": "3",
+        "list": ["a", "b", 2],
+        "long": "1" * 41,
     },
+    "not": "here",
+    "not.a": 1,
 }
 
 
@@ -43,6 +51,23 @@ RECORD = {
         "context.amount>1",
         "context.amount=1.5",
         "context.ok=true",
+        "context.off=false",
+        "duration_ms<=812.5",
+        "context.text>=5",
+        "context.text<='5'",
+        "context.text<6",
+        "context.amount<=1.5",
+        "context.whole=3",
+        "context.whole='3'",
+        "context.list=2",
+        "context.list=b",
+        "context.list~=B",
+        "level<=error",
+        "level='ERROR'",
+        "not.a=1",
+        "not=here",
+        "trading=1 or not=here",
+        "active_flags!=OTHER",
         "context.nothing=null",
         "context.absent=null",
         "context.absent!=5",
@@ -76,6 +101,19 @@ def test_holds(expression):
         "flags.ADVANCED=on",
         "context=SOL",
         "context.ok=1",
+        "context.ok=True",
+        "context.off=null",
+        "context.nothing=false",
+        "duration_ms>812.5",
+        "duration_ms<812.5",
+        "context.text>'5'",
+        "context.list>1",
+        f"context.long={'1' * 40}1.0",
+        "level<ERROR",
+        "level>ERROR",
+        "level>='ERROR' and context.list=c",
+        "active_flags!=LIVE",
+        "message~='trade  failed'",
         "context.http.status~=50",
         'duration_ms="812.5"',
         "not service=trading or level=INFO",
@@ -107,3 +145,87 @@ def test_an_error_says_where_and_what_was_wanted(expression, complaint):
         where_filter(expression)
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_limits_of_an_expression_are_its_last_good_sizes():
+    where_filter("a=" + "b" * 4094)
+    where_filter(".".join("a" * 32) + "=1")
+    where_filter("(" * 50 + "a=b" + ")" * 50)
+    for expression in ("a=" + "b" * 4095, ".".join("a" * 33) + "=1", "(" * 51 + "a=b" + ")" * 51):
+        with pytest.raises(ValueError):
+            where_filter(expression)
+
+
+def test_parentheses_side_by_side_are_not_in_each_other():
+    assert where_filter(" and ".join(["(level=ERROR)"] * 60)).matches(RECORD)
+
+
+@pytest.mark.parametrize(
+    ("expression", "wanted"),
+    [
+        ("level=ERROR", Facts(levels=frozenset({"ERROR"}))),
+        ("level>=ERROR", Facts(levels=frozenset({"ERROR", "CRITICAL"}))),
+        ("level<info", Facts(levels=frozenset({"DEBUG"}))),
+        ("service=api", Facts(service="api")),
+        ("trace_id=abc", Facts(ids=frozenset({"abc"}))),
+        ("correlation_id='abc' and service=api", Facts(service="api", ids=frozenset({"abc"}))),
+        ("level>INFO and level=ERROR", Facts(levels=frozenset({"ERROR"}))),
+        ("level=LOUD", None),
+        ("message=hello", None),
+        ("service~=api", None),
+        ("service!=api", None),
+        ("not service=api", None),
+        ("service=api or level=ERROR", None),
+        ("service=5", None),
+        ("duration_ms>5 and context.a=b", None),
+    ],
+)
+def test_what_is_known_of_all_records_for_which_an_expression_holds(expression, wanted):
+    assert where_filter(expression).facts == wanted
+
+
+@pytest.mark.parametrize(
+    ("expression", "finds", "in_request"),
+    [
+        ("message='Trade failed'", True, True),
+        ("message~=TRADE", True, True),
+        ("service=trading", True, True),
+        ("service=unknown_service", True, False),
+        ("context.symbol=SOL", True, True),
+        ("context.symbol=SOL and duration_ms>5", True, True),
+        ("duration_ms>5 and context.symbol=SOL", True, True),
+        ("level=ERROR", True, False),
+        ("timestamp~=2026", True, False),
+        ("context.amount=1.5", False, False),
+        ("context.ok=true", False, False),
+        ("context.symbol!=SOL", False, False),
+        ("not context.symbol=SOL", False, False),
+        ("context.symbol=SOL or level=ERROR", False, False),
+    ],
+)
+def test_lines_and_requests_are_passed_over_by_a_text_that_they_must_hold(expression, finds, in_request):
+    found = where_filter(expression)
+    assert (found.needle is not None, found.request is not None) == (finds, in_request)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "message",
+        "service",
+        "correlation_id",
+        "trace_id",
+        "span_id",
+        "request_id",
+        "user_id",
+        "session_id",
+        "active_flags",
+        "flags.A",
+        "error.type",
+        "event",
+        "context.a",
+        "logger",
+    ],
+)
+def test_texts_of_these_fields_stand_in_a_request_too(key):
+    assert where_filter(f"{key}=somewhere").request is not None

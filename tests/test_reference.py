@@ -386,11 +386,14 @@ def test_the_files_of_run_time_state_are_those_of_the_page(own_project, flag_fil
     for words in (["enable", "F"], ["disable", "F"], ["create", "G"]):
         assert main(["flags", *words, "--reason", "test"]) == 0
     code = """
-import json, os, sys
+import json, os, sys, time
 from pathlib import Path
 from jarvis_otel import configure, flags
 configure("app")
 seen = Path("var/flags/seen", f"{os.getpid()}.json")
+deadline = time.monotonic() + 20
+while not seen.exists() and time.monotonic() < deadline:
+    time.sleep(0.01)
 print(json.dumps([sorted(str(path.relative_to("var/flags")) for path in Path("var/flags").rglob("*") if path.is_file()),
                   sorted(json.loads(seen.read_bytes()))]))
 """

@@ -43,7 +43,12 @@ class Moves:
         return sorted({*self.now, *self.then})
 
     def share(self, counts: Mapping[str, int], name: str) -> str:
-        """How many get something, in words."""
+        """How many get something, in words.
+
+        Args:
+            counts: `now` or `then`.
+            name: What they get.
+        """
         count = counts.get(name, 0)
         return f"{count:,} ({100 * count / self.users:.1f} %)" if count else "0"
 

@@ -301,6 +301,10 @@ class LogQuery:
     def scan(self, criteria: Criteria, kind: Kind = LOGS) -> Iterator[Found]:
         """All that matches, in the order in which it arrived.
 
+        Args:
+            criteria: What is asked for.
+            kind: Log records or spans.
+
         Raises:
             OSError: The files cannot be read.
         """
@@ -329,6 +333,11 @@ class LogQuery:
 
     def newest(self, criteria: Criteria, limit: int | None, kind: Kind = LOGS) -> Matches:
         """The newest that match, oldest first, and how many match in all.
+
+        Args:
+            criteria: What is asked for.
+            limit: How many at most; None for all.
+            kind: Log records or spans.
 
         Raises:
             QueryError: The limit is below 1.
@@ -380,6 +389,10 @@ class LogQuery:
         self, since: str | datetime | None = None, until: str | datetime | None = None
     ) -> dict[str, dict[str, FlagRate]]:
         """Records and errors by flag and variant, sorted.
+
+        Args:
+            since: The earliest time.
+            until: The latest time.
 
         Raises:
             QueryError: An argument cannot be read.

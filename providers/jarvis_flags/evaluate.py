@@ -377,15 +377,14 @@ def _pin(definition: FlagDefinition, inputs: Inputs, results: _Results, *, off: 
     meaning = read_pin(inputs.pin, definition.variants)
     why = f"{name}={inputs.pin}" if meaning else f"{name}={inputs.pin!r} cannot be read, which counts as off"
     # a variant's name may be on or off too; a boolean False is off, whatever its variant is called
-    is_off = meaning is None or meaning == "off" or results.variants.get(meaning) is False
+    if meaning is None or meaning == "off" or results.variants.get(meaning) is False:
+        is_off, result = True, results.off(Reason.STATIC, override="env")
+    elif meaning in results.variants:
+        is_off, result = False, results.variant(meaning, Reason.STATIC, override="env")
+    else:
+        is_off, result = False, results.on(Reason.STATIC, override="env")
     if is_off != off:
         return Step(number, title, None, why)
-    if meaning is None or is_off:
-        result = results.off(Reason.STATIC, override="env")
-    elif meaning in results.variants:
-        result = results.variant(meaning, Reason.STATIC, override="env")
-    else:
-        result = results.on(Reason.STATIC, override="env")
     return Step(number, title, lambda _: result, why, always=True)
 
 
@@ -534,7 +533,8 @@ def _flagd_split(name: str, rule: RolloutRule, results: _Results) -> Decide:
 
     def decide(request: Request) -> Evaluation | None:
         result = split(request)
-        request.key_missing = request.key_missing or result is None
+        if result is None:
+            request.key_missing = True
         return result
 
     return decide
@@ -658,7 +658,7 @@ def _default(definition: FlagDefinition, results: _Results) -> Step:
         for extra in ({}, {"key_missing": True})
     )
     missed, missed_keyless = plain, keyless
-    if results.boolean and definition.enabled:
+    if results.boolean:
         missed, missed_keyless = results.off(reason), results.off(reason, key_missing=True)
 
     def decide(request: Request) -> Evaluation:

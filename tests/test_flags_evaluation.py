@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openfeature.exception import ErrorCode
 
-from jarvis_flags.buckets import BUCKETS, bucket, in_below, seed, threshold
+from jarvis_flags.buckets import (
+    BUCKETS,
+    FLAGD_HASHES,
+    bucket,
+    flagd_bucket,
+    flagd_key,
+    in_below,
+    seed,
+    threshold,
+)
 from jarvis_flags.evaluate import read_pin, unknown_flag
 from jarvis_flags.model import EvaluationContext
 from jarvis_flags.overrides import Override, OverrideSet
@@ -92,6 +101,62 @@ def test_raising_a_percentage_keeps_who_is_in(low, high):
 def test_a_percentage_outside_or_too_fine_is_refused(percent):
     with pytest.raises(ValueError):
         threshold(percent)
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        (0, "00"),
+        (23, "17"),
+        (24, "1818"),
+        (255, "18ff"),
+        (256, "190100"),
+        (65_536, "1a00010000"),
+        (2**32, "1b0000000100000000"),
+        (2**64 - 1, "1bffffffffffffffff"),
+        (2**64, "c249010000000000000000"),
+        (2**72 - 1, "c249ffffffffffffffffff"),
+        (-1, "20"),
+        (-(2**64), "3bffffffffffffffff"),
+        (-(2**64) - 1, "c349010000000000000000"),
+        (True, "f5"),
+        (False, "f4"),
+        ([None, 1.5], "82f6f93e00"),
+        (2.0, "02"),
+        (2.0**63, "1b8000000000000000"),
+        (2.0**64, "fa5f800000"),
+        (-(2.0**63), "3b7fffffffffffffff"),
+        (-(2.0**64), "fadf800000"),
+        (0.1, "fb3fb999999999999a"),
+        (float("nan"), "f97e00"),
+        (float("inf"), "f97c00"),
+        ("é", "62c3a9"),
+        ("x" * 24, "7818" + "78" * 24),
+        ({"b": 1, "aa": 2, "a": 3}, "a3616103616201626161" + "02"),
+    ],
+)
+def test_flagds_hash_reads_a_value_in_its_one_form_by_rfc_8949(value, wanted):
+    assert flagd_key("flagd-v3", "F", "u", value).hex() == wanted
+
+
+def test_flagds_hashes_read_flag_and_user_where_no_value_is_named():
+    assert flagd_key("flagd-v2", "F", "u") == b"Fu"
+    assert flagd_key("flagd-v2", "F", "u", "x") == b"x"
+    assert flagd_key("flagd-v3", "F", "u") == bytes.fromhex("8261466175")
+    assert flagd_key("flagd-v3", "F", "u", "x") == bytes.fromhex("6178")
+
+
+@pytest.mark.parametrize("name", FLAGD_HASHES)
+def test_flagds_hashes_have_no_key_without_a_user_or_with_what_json_has_not(name):
+    keys = [flagd_key(name, "F", user) for user in (None, "", 5, "\ud800")]
+    keys += [flagd_key(name, "F", "u", value) for value in (object(), "\ud800", {"a": {1}})]
+    assert keys == [None] * 7
+
+
+@pytest.mark.parametrize(("total", "wanted"), [(1, 0), (2, 1), (100, 72), (2**31 - 1, 1_563_814_152)])
+def test_flagds_bucket_is_its_share_of_the_32_bit_hash(total, wanted):
+    # the published hash of `test` is 0xba6bd213
+    assert flagd_bucket(b"test", total) == wanted
 
 
 def test_cohorts_of_two_flags_are_independent():

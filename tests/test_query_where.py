@@ -63,6 +63,7 @@ RECORD = {
         "context.list=b",
         "context.list~=B",
         "level<=error",
+        "level<LOUD",
         "level='ERROR'",
         "not.a=1",
         "not=here",
@@ -101,6 +102,9 @@ def test_holds(expression):
         "flags.ADVANCED=on",
         "context=SOL",
         "context.ok=1",
+        "duration_ms>'5'",
+        "level>LOUD",
+        "context.ok>0",
         "context.ok=True",
         "context.off=null",
         "context.nothing=false",
@@ -134,6 +138,7 @@ def test_does_not_hold(expression):
         ("service=a)", "column 10: got ')', want and, or, or the end"),
         ("service=a b=c", "column 11: got 'b', want and, or, or the end"),
         ("service=a and", "column 14: got the end, want a field"),
+        ("a=b 'and' c=d", "want and, or, or the end"),
         ("service='a", 'column 9: got "\'", want a value'),
         ("(" * 100 + "a=b" + ")" * 100, "more than 50 parentheses"),
         ("a=b and " * 1000, "got 8000 characters, want at most 4096"),
@@ -157,7 +162,10 @@ def test_the_limits_of_an_expression_are_its_last_good_sizes():
 
 
 def test_parentheses_side_by_side_are_not_in_each_other():
-    assert where_filter(" and ".join(["(level=ERROR)"] * 60)).matches(RECORD)
+    side_by_side = " and ".join(["(level=ERROR)"] * 60)
+    assert where_filter(side_by_side).matches(RECORD)
+    with pytest.raises(ValueError, match="more than 50 parentheses"):
+        where_filter(f"{side_by_side} and {'(' * 51}a=b{')' * 51}")
 
 
 @pytest.mark.parametrize(
@@ -229,3 +237,33 @@ def test_lines_and_requests_are_passed_over_by_a_text_that_they_must_hold(expres
 )
 def test_texts_of_these_fields_stand_in_a_request_too(key):
     assert where_filter(f"{key}=somewhere").request is not None
+
+
+@pytest.mark.parametrize(
+    ("expression", "wanted"),
+    [
+        ("message=x", logql.line_holds("x")),
+        ("level=ERROR", logql.levels({"ERROR"})),
+        ("level>=ERROR", logql.levels({"ERROR", "CRITICAL"})),
+        ("level=LOUD", logql.levels(set())),
+        ("error.type=E", logql.type_is("E")),
+        ("error.message=m", logql.equals_any(("exception.message",), ("m",))),
+        ("flags.A.b=on", logql.flag_is("A.b", "on")),
+        ("context.a.b=x", logql.attribute_is("a.b", "x")),
+        ("service=api", logql.equals_any(LOKI_LABELS["service"], ("api",))),
+        ("error.type~=E", logql.says(("exception.type",), "E")),
+        ("error.message~=m", logql.says(("exception.message",), "m")),
+        ("context.a.b~=x", logql.attribute_says("a.b", "x")),
+        ("service~=api", logql.says(LOKI_LABELS["service"], "api")),
+        ("duration_ms>=5", logql.number_compares("jarvis.duration_ms", ">=", 5)),
+        ("duration_ms>='5'", logql.ANYTHING),
+        ("message~=x", logql.ANYTHING),
+        ("context=x", logql.ANYTHING),
+        ("active_flags=A", logql.ANYTHING),
+        ("context.a.b>5", logql.Asked((), ("a.b",))),
+        ("context.a=5", logql.Asked((), ("a",))),
+        ("flags.A~=o", logql.Asked((), (f"{FLAG_PREFIX}A",))),
+    ],
+)
+def test_loki_is_asked_what_it_can_answer(expression, wanted):
+    assert where_filter(expression).loki == wanted

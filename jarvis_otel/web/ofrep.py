@@ -59,16 +59,18 @@ def routes(site: Site) -> list[BaseRoute]:
 
     async def single(request: Request) -> Response:
         flag_id: str = request.path_params["key"]
-        context = _context(await request.body())
-        if isinstance(context, str):
-            return _failed(context, flag_id)
+        try:
+            context = _context(await request.body())
+        except _BadContextError as error:
+            return error.answer(flag_id)
         status, body = current().single(flag_id, context)
         return Response(body, status, media_type=_JSON)
 
     async def bulk(request: Request) -> Response:
-        context = _context(await request.body())
-        if isinstance(context, str):
-            return _failed(context)
+        try:
+            context = _context(await request.body())
+        except _BadContextError as error:
+            return error.answer()
         asked = current()
         if not asked.is_ready:
             # a thousand flags take a tenth of a second to be compiled, for which nobody else is to wait
@@ -192,27 +194,43 @@ def _encoded(result: Evaluation, *, is_float: bool) -> tuple[int, bytes]:
     return status, orjson.dumps(said)
 
 
-def _context(body: bytes) -> Mapping[str, Any] | str:
-    """The context that a request gives, or what is wrong with it: the error's code, a colon, and the details."""
+class _BadContextError(Exception):
+    """A request gives no context that can be used.
+
+    Args:
+        code: OFREP's code of the error.
+        details: What was got and wanted.
+    """
+
+    def __init__(self, code: ErrorCode, details: str) -> None:
+        super().__init__(details)
+        self._said = {"errorCode": code.value, "errorDetails": details}
+
+    def answer(self, flag_id: str | None = None) -> Response:
+        """What it is answered with; of a question for one flag with its key."""
+        said = self._said if flag_id is None else {"key": flag_id, **self._said}
+        return Response(orjson.dumps(said), 400, media_type=_JSON)
+
+
+def _context(body: bytes) -> Mapping[str, Any]:
+    """The context that a request gives.
+
+    Raises:
+        _BadContextError: It gives none.
+    """
     try:
         asked = orjson.loads(body) if body.strip() else {}
     except orjson.JSONDecodeError as error:
-        return f"{ErrorCode.PARSE_ERROR.value}: the body is no JSON: {error}"
+        raise _BadContextError(ErrorCode.PARSE_ERROR, f"the body is no JSON: {error}") from None
     if not isinstance(asked, dict):
-        return f"{ErrorCode.PARSE_ERROR.value}: got {type(asked).__name__}, want an object with `context`"
+        raise _BadContextError(ErrorCode.PARSE_ERROR, f"got {type(asked).__name__}, want an object with `context`")
     # clients leave out a context that is empty
     context = {} if asked.get("context") is None else asked["context"]
     if not isinstance(context, dict):
-        return f"{ErrorCode.INVALID_CONTEXT.value}: context: got {type(context).__name__}, want an object"
+        raise _BadContextError(ErrorCode.INVALID_CONTEXT, f"context: got {type(context).__name__}, want an object")
     if not isinstance(context.get("targetingKey"), str | None):
-        return f"{ErrorCode.INVALID_CONTEXT.value}: context.targetingKey: want text"
+        raise _BadContextError(ErrorCode.INVALID_CONTEXT, "context.targetingKey: want text")
     return context
-
-
-def _failed(problem_of_context: str, flag_id: str | None = None) -> Response:
-    code, _, details = problem_of_context.partition(": ")
-    said = {"errorCode": code, "errorDetails": details}
-    return Response(orjson.dumps({"key": flag_id, **said} if flag_id is not None else said), 400, media_type=_JSON)
 
 
 def _matches(header: str | None, etag: str) -> bool:

@@ -131,7 +131,7 @@ def _moment(value: Mapping[str, Any], key: str, zone: tzinfo, path: str = "") ->
         return None
     try:
         return parse_moment(value[key], zone)
-    except (ValueError, OverflowError) as error:
+    except ValueError as error:
         raise ScheduleError(path + key, str(error)) from None
 
 

@@ -74,3 +74,9 @@ def test_the_commands_in_the_text_of_a_page_exist(path):
 def test_the_benchmarks_that_a_page_names_exist(path):
     named = {name for _, code in read_page(path).code for name in re.findall(r"-m benchmarks[. ](?!--)(\w+)", code)}
     assert {name for name in named - {"NAME"} if not (ROOT / "benchmarks" / f"{name}.py").is_file()} == set()
+
+
+def test_the_index_of_the_docs_names_every_page():
+    named = {link.partition("#")[0] for _, link in read_page("docs/README.md").links}
+    there = {path.removeprefix("docs/") for path in pages() if path.startswith("docs/")}
+    assert there - named == {"README.md"}

@@ -1,5 +1,6 @@
 """Times as people write them."""
 
+import time
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
@@ -204,3 +205,13 @@ def test_an_interval_in_words_has_the_ends_that_it_has():
 def test_a_timestamp_of_a_day_that_there_is_not_is_none():
     with pytest.raises(ValueError):
         canonical_time("2026-02-30T14:25:01.123456Z")
+
+
+def test_a_timestamp_without_an_offset_is_utc_wherever_the_reader_is(monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        assert canonical_time("2026-01-18T14:25:01") == "2026-01-18T14:25:01.000000Z"
+    finally:
+        monkeypatch.undo()
+        time.tzset()

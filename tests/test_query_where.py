@@ -2,7 +2,9 @@
 
 import pytest
 
-from jarvis_otel.query.filters import Facts
+from jarvis_collector.record import FLAG_PREFIX
+from jarvis_otel.query import logql
+from jarvis_otel.query.filters import LOKI_LABELS, Facts
 from jarvis_otel.query.where import where_filter
 
 RECORD = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import io
 import json
@@ -152,23 +151,48 @@ LONG = orjson.dumps(
 def long_line(data: bytes) -> None:
     """The short lines of a long one are the same in whatever pieces it comes, and hold its records."""
     size, line = (data[:1] or b"\1")[0] or 1, data[1:]
-    outcomes = []
+    try:
+        content = orjson.loads(line)
+        expected = _records(content)
+        line = orjson.dumps(content)  # no key twice
+    except (ValueError, LookupError, TypeError):
+        expected = None
+    outcomes: list[list[bytes] | None] = []
     for step in (size, len(line) or 1):
         try:
             outcomes.append(list(short_lines(line[at : at + step] for at in range(0, len(line), step))))
         except LineError:
             outcomes.append(None)
-    assert outcomes[0] == outcomes[1]
-    if outcomes[0] is not None and line.startswith(b'{"resourceLogs":['):
-        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-            expected = _records(orjson.loads(line))
-            assert [record for short in outcomes[0] for record in _records(orjson.loads(short))] == expected
+    # of what is no request the short lines are refused later, whatever they are
+    if expected is not None:
+        assert outcomes[0] == outcomes[1]
+        assert outcomes[0] is not None
+        assert [record for short in outcomes[0] for record in _records(orjson.loads(short))] == expected
 
 
-def _records(content: dict) -> list:
-    return [
-        record for group in content["resourceLogs"] for scope in group["scopeLogs"] for record in scope["logRecords"]
-    ]
+def _records(content: object) -> list[object]:
+    """The records of a request that is one as the Collector writes it.
+
+    Raises:
+        TypeError, LookupError: It is none.
+    """
+    records = []
+    for group in _listed(content, "resourceLogs", {"resourceLogs"}):
+        for scope in _listed(group, "scopeLogs", {"resource", "scopeLogs", "schemaUrl"}):
+            listed = _listed(scope, "logRecords", {"scope", "logRecords", "schemaUrl"})
+            if not all(isinstance(record, dict) for record in listed):
+                raise TypeError
+            records += listed
+    return records
+
+
+def _listed(owner: object, key: str, known: set[str]) -> list[object]:
+    if not isinstance(owner, dict) or not owner.keys() <= known or not isinstance(owner[key], list):
+        raise TypeError
+    for name, value in owner.items():
+        if name != key and not isinstance(value, dict if name in ("resource", "scope") else str):
+            raise TypeError
+    return owner[key]
 
 
 @FAMILY.add(

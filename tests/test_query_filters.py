@@ -1,0 +1,182 @@
+"""What is wanted of a record, filter by filter, by themselves; tests/test_query_search.py looks through lines with them."""
+
+import pytest
+
+from jarvis_otel.query import filters
+from jarvis_otel.query.filters import Facts
+from jarvis_otel.query.times import Interval, parse_time
+from jarvis_otel.redaction import pseudonym
+
+LEVELS = ["TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("ERROR", {"ERROR", "CRITICAL"}),
+        ("warning", {"WARNING", "ERROR", "CRITICAL"}),
+        (" warn ", {"WARNING", "ERROR", "CRITICAL"}),
+        ("FATAL", {"CRITICAL"}),
+        ("=ERROR", {"ERROR"}),
+        ("= info", {"INFO"}),
+        ("INFO", {"INFO", "WARNING", "ERROR", "CRITICAL"}),
+    ],
+)
+def test_a_level_is_it_and_above_or_exactly_it(text, wanted):
+    found = filters.level_filter(text)
+    assert {level for level in LEVELS if found.matches({"level": level})} == wanted
+    assert found.facts == Facts(levels=frozenset(wanted))
+    assert not found.matches({})
+    assert not found.matches({"level": ["ERROR"]})
+
+
+def test_lines_are_looked_at_for_a_level_only_where_few_have_it():
+    assert [filters.level_filter(text).needle is not None for text in ("WARNING", "=INFO", "INFO", "DEBUG")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "LOUD", "==ERROR", "5"])
+def test_a_level_that_there_is_not_is_refused_with_those_that_there_are(text):
+    with pytest.raises(ValueError, match="want one of DEBUG, INFO, WARNING, ERROR, CRITICAL"):
+        filters.level_filter(text)
+
+
+@pytest.mark.parametrize(
+    ("key", "facts"),
+    [
+        ("service", Facts(service="some-name")),
+        ("correlation_id", Facts(ids=frozenset({"some-name"}))),
+        ("trace_id", Facts(ids=frozenset({"some-name"}))),
+        ("session_id", None),
+    ],
+)
+def test_a_field_is_exactly_the_text(key, facts):
+    found = filters.field_filter(key, "some-name")
+    assert found.matches({key: "some-name"})
+    assert not any(found.matches(record) for record in ({}, {key: "some-names"}, {key: "SOME-NAME"}, {key: None}))
+    assert found.facts == facts
+
+
+def test_a_service_that_a_request_does_not_name_is_not_looked_for_there():
+    assert filters.field_filter("service", "unknown_service").request is None
+    assert filters.field_filter("service", "unknown_services").request is not None
+
+
+def test_a_user_is_found_by_each_of_their_names():
+    names = filters.names_of("42", "key")
+    assert names == ("42", pseudonym("key", "42"))
+    assert filters.names_of("42", None) == filters.names_of("42", "") == ("42",)
+    found = filters.user_filter(names)
+    assert all(found.matches({"user_id": name}) for name in names)
+    assert not any(found.matches(record) for record in ({}, {"user_id": "4"}, {"user_id": 42}, {"user_id": ["42"]}))
+
+
+def test_a_correlation_id_may_be_a_trace_id_and_has_traces():
+    found = filters.correlation_filter("ABC", ["dd"])
+    assert found.matches({"correlation_id": "ABC"})
+    assert found.matches({"trace_id": "abc"})
+    assert found.matches({"trace_id": "dd"})
+    assert not any(found.matches(r) for r in ({"correlation_id": "abc"}, {"trace_id": "ABC"}, {"correlation_id": "dd"}))
+    assert found.facts == Facts(ids=frozenset({"ABC", "abc", "dd"}))
+    assert filters.trace_filter(" ABC ").matches({"trace_id": "abc"})
+
+
+@pytest.mark.parametrize(
+    ("text", "inside", "outside"),
+    [
+        ("F", [{"active_flags": ["F"]}], [{"flags": {"F": "on"}}, {"active_flags": ["FF"]}, {"active_flags": "F"}, {}]),
+        ("F=on", [{"flags": {"F": "on"}}, {"active_flags": ["F"]}], [{"flags": {"F": "off"}, "active_flags": ["F"]}]),
+        ("F=off", [{"flags": {"F": "off"}}], [{"flags": {"F": False}}, {"active_flags": ["F"]}, {"flags": ["F"]}, {}]),
+        ("F=a=b", [{"flags": {"F": "a=b"}}], [{"flags": {"F": "a"}}]),
+    ],
+)
+def test_a_flag_was_on_or_gave_a_variant(text, inside, outside):
+    found = filters.flag_filter(text)
+    assert [record for record in inside if not found.matches(record)] == []
+    assert [record for record in outside if found.matches(record)] == []
+
+
+@pytest.mark.parametrize("text", ["", "=", "=on", "F="])
+def test_a_text_that_names_no_flag_or_no_variant_is_refused(text):
+    with pytest.raises(ValueError, match="want FLAG, FLAG=off or FLAG=variant"):
+        filters.flag_filter(text)
+
+
+def test_what_tells_of_a_flag_or_of_a_failure_is_found():
+    found = filters.flag_or_error_filter("F")
+    inside = [
+        {"level": "ERROR"},
+        {"level": "CRITICAL"},
+        {"flags": {"F": "off"}},
+        {"active_flags": ["F"]},
+        {"context": {"feature_flag.key": "F"}},
+        {"status": {"code": "error"}},
+    ]
+    outside = [
+        {"level": "WARNING"},
+        {"flags": {"G": "on"}},
+        {"context": {"feature_flag.key": "G"}},
+        {"context": "F"},
+        {"status": {"code": "ok"}},
+        {},
+    ]
+    assert [record for record in inside if not found.matches(record)] == []
+    assert [record for record in outside if found.matches(record)] == []
+
+
+def test_the_flags_of_a_record_are_those_that_it_lists_and_those_that_it_gives_a_variant():
+    record = {"active_flags": ["A", "B", 5], "flags": {"B": "beta", "C": "off", "D": None}}
+    assert filters.flag_states(record) == {"A": "on", "B": "beta", "C": "off"}
+    assert [filters.flag_state(record, flag) for flag in "ABCD"] == ["on", "beta", "off", None]
+    assert filters.flag_states({"active_flags": "A", "flags": ["B"]}) == {}
+
+
+def test_the_event_of_an_evaluation_is_told_from_others():
+    assert filters.is_evaluation({"event": "feature_flag.evaluation"})
+    assert not filters.is_evaluation({"event": "jarvis.flag.changed"})
+    assert not filters.is_evaluation({})
+
+
+@pytest.mark.parametrize(
+    ("record", "wanted"),
+    [
+        ({"message": "the NEEDLE"}, True),
+        ({"error": {"message": "needle"}}, True),
+        ({"error": {"stack_trace": "a\nneedle"}}, True),
+        ({"error": {"type": "needle"}}, False),
+        ({"error": "needle"}, False),
+        ({"context": {"a": [{"b": "needle"}]}}, True),
+        ({"context": {"needle": 1}}, False),
+        ({"service": "needle"}, False),
+    ],
+)
+def test_text_is_searched_where_people_look_for_it(record, wanted):
+    assert filters.text_filter("Needle").matches(record) is wanted
+
+
+def test_whole_numbers_of_the_context_are_searched_too():
+    found = filters.text_filter("12")
+    assert found.matches({"context": {"a": [5123]}})
+    assert not found.matches({"context": {"a": True, "b": None, "c": 0.12}})
+
+
+def test_an_interval_includes_its_ends():
+    from datetime import UTC, datetime
+
+    now = datetime(2026, 1, 18, 14, 30, tzinfo=UTC)
+    since, until = (parse_time(text, now) for text in ("2026-01-18T10:00Z", "2026-01-18T11:00Z"))
+    found = filters.interval_filter(Interval(since, until))
+    times = ["09:59:59.999999", "10:00:00.000000", "10:30:00.000000", "11:00:00.000000", "11:00:00.000001"]
+    stamps = [f"2026-01-18T{time}Z" for time in times]
+    wanted = [False, True, True, True, False]
+    assert [found.matches({"timestamp": stamp}) for stamp in stamps] == wanted
+    assert [found.possible(b'{"timestamp":"%s"' % stamp.encode()) for stamp in stamps] == wanted
+    assert found.possible(b'{"other":1')
+    assert found.is_interval
+    assert filters.interval_filter(Interval(since, None)).matches({"timestamp": stamps[4]})
+    assert filters.interval_filter(Interval(None, until)).matches({"timestamp": stamps[0]})
+    assert filters.interval_filter(Interval(None, None)) is None

@@ -57,6 +57,7 @@ _FLAG_PREFIXES = ("jarvis.flag.", "feature_flag.")
 _PLAIN, _SECRET, _SIGNATURE = NameRule.PLAIN, NameRule.SECRET, NameRule.SIGNATURE
 
 _SIGNATURE_TEXT = re.compile(r"[1-9A-HJ-NP-Za-km-z]{87,88}")
+_OPENING = "[redacted "
 _MARK = re.compile(r"\[redacted [\w.\-]{1,64}\]")
 _IS_NAME = re.compile(r"[\w.\-]{1,64}").fullmatch
 
@@ -428,7 +429,7 @@ class Redactor:
         """The name before a value, and what it says; `private key` is one name."""
         name = found["name"]
         start = found.start("name")
-        if found.string.endswith("[redacted ", 0, start):
+        if found.string.endswith(_OPENING, 0, start) and _MARK.match(found.string, start - len(_OPENING)):
             return name, _PLAIN
         rule = self.rule(name)
         if rule is not _SECRET and name.lower() in _LAST_WORDS:

@@ -12,6 +12,20 @@ hypothesis.settings.register_profile("jarvis", deadline=None)
 hypothesis.settings.load_profile("jarvis")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """What a failed test shows goes to another process, which a lone surrogate in it would end with all its tests."""
+    report = yield
+    if report.failed:
+        shown = str(report.longrepr)
+        if (clean := shown.encode("utf-8", "backslashreplace").decode()) != shown:
+            report.longrepr = clean
+        report.sections = [
+            (title, text.encode("utf-8", "backslashreplace").decode()) for title, text in report.sections
+        ]
+    return report
+
+
 @pytest.fixture(autouse=True)
 def own_project(tmp_path, monkeypatch):
     """A project root of the test's own, and none of the environment's settings."""

@@ -15,7 +15,6 @@ import time
 import zlib
 
 import pytest
-from backports import zstd
 from google.rpc.status_pb2 import Status
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,6 +45,11 @@ from tests.collectors import (
     read_all,
     starting,
 )
+
+try:
+    from compression import zstd
+except ModuleNotFoundError:  # before Python 3.14
+    from backports import zstd
 
 start = pytest.fixture(starting)
 FILES = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -21,7 +21,9 @@ NOTHING = object()
 
 def holds(op, literal, value=NOTHING, attribute="n"):
     attributes = {} if value is NOTHING else {attribute: value}
-    return compile_condition(attribute, op, literal)(Request("u", "prod", "r", attributes))
+    given = compile_condition(attribute, op, literal)(Request("u", "prod", "r", attributes))
+    assert given in (True, False)
+    return given
 
 
 @pytest.mark.parametrize(

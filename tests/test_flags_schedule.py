@@ -59,6 +59,8 @@ def test_a_day_has_its_name_or_the_beginning_of_it(number, names):
         for days in ([name], name):
             held = [day for day in range(2, 9) if holds({"days": days}, f"2026-11-{day:02}T12:00Z")]
             assert held == [number]
+    with pytest.raises(ScheduleError):
+        parse_schedule({"days": [max(names, key=len).lower() + "x"]})
 
 
 @pytest.mark.parametrize(

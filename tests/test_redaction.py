@@ -8,6 +8,7 @@ import random
 import re
 import string
 import time
+from dataclasses import replace
 from statistics import median
 
 import pytest
@@ -29,8 +30,10 @@ from jarvis_otel.redaction import (
     compile_keys,
     compile_patterns,
     pseudonym,
+    redactor_of,
 )
 from jarvis_otel.secrets import find_secrets, kind_of_secret
+from jarvis_otel.settings import Settings
 from jarvis_otel.span_redaction import RedactingSpanExporter
 
 BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
@@ -705,3 +708,23 @@ def test_the_exporter_never_raises_and_lets_nothing_out_that_it_cannot_look_into
     assert "Spans could not be exported" in caplog.text
     assert exporter.force_flush() is True
     exporter.shutdown()
+
+
+@pytest.mark.parametrize("named", ["name", "key"])
+def test_a_pair_of_a_secret_name_and_its_value_is_redacted_as_headers_are_often_written(named):
+    pair = {named: "Authorization", "value": "let-me-in-2026"}
+    assert "let-me-in" not in json.dumps(redactor.scrub({"headers": [pair]}))
+    harmless = {named: "Accept", "value": "text/html"}
+    assert redactor.scrub(harmless) is harmless
+
+
+def test_the_bytes_of_a_key_are_found_as_a_tuple_too():
+    key = tuple(random.Random(7).randrange(256) for _ in range(64))
+    assert str(key)[1:-1] not in redactor.text(f"the key {key} is here")
+
+
+def test_where_nothing_shall_be_taken_out_nothing_is():
+    text = "password=let-me-in-2026"
+    on, off = (redactor_of(replace(Settings.load({}), redact=redact)) for redact in (True, False))
+    assert "let-me-in" not in on.text(text)
+    assert off.text(text) == text

@@ -156,7 +156,7 @@ class _Parser:
         token = self._peek()
         following = self._tokens[min(self._at + 1, len(self._tokens) - 1)]
         # a field may be called `not`: it is one where an operator follows
-        taken = token.kind == "word" and token.text.lower() == keyword and following.kind != "operator"
+        taken = token.text.lower() == keyword and following.kind != "operator"
         self._at += taken
         return taken
 

@@ -94,11 +94,9 @@ def compile_condition(attribute: str, op: str, literal: Any) -> Predicate:
         ConditionError: The operator cannot work with this literal.
     """
     read = reader(attribute)
-    if op == "exists":
-        if not isinstance(literal, bool):
-            raise ConditionError(f"got {literal!r}, want true or false")
-        return lambda asked: (read(asked) is not None) is literal
     test = OPERATORS[op](literal)
+    if op == "exists":
+        return lambda asked: test(read(asked))
     if attribute in OWN_NAMES or "." in attribute:
 
         def holds(asked: Any) -> bool:
@@ -287,6 +285,12 @@ def _semver(compare: Callable[[Any, Any], bool]) -> Callable[[Any], _Test]:
     return build
 
 
+def _exists(literal: Any) -> _Test:
+    if not isinstance(literal, bool):
+        raise ConditionError(f"got {literal!r}, want true or false")
+    return lambda value: (value is not None) is literal
+
+
 OPERATORS: Mapping[str, Callable[[Any], _Test]] = {
     "eq": _equals,
     "ne": _differs,
@@ -305,6 +309,6 @@ OPERATORS: Mapping[str, Callable[[Any], _Test]] = {
     "semver_ge": _semver(operator.ge),
     "semver_lt": _semver(operator.lt),
     "semver_le": _semver(operator.le),
-    "exists": lambda literal: lambda value: (value is not None) is literal,
+    "exists": _exists,
 }
 """Builds the test of each operator from its literal."""

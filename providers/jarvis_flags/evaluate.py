@@ -65,7 +65,7 @@ class Evaluation:
     error_code: ErrorCode | None = None
     error_message: str | None = None
     on: bool = False
-    series: tuple[str, str | None, str] = field(init=False, repr=False, compare=False)
+    series: tuple[str, str | None, str] = field(init=False)
 
     def __post_init__(self) -> None:
         name = result_name(self.variant, self.value, self.reason)

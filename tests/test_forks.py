@@ -98,3 +98,49 @@ def test_a_child_that_is_forked_while_a_thread_of_ours_imports_can_import_the_sa
     found = json.loads(run.stdout.splitlines()[-1])
     assert {"inotify_simple", "jarvis_otel.otlp_client"} <= {name for _, name, _ in found}
     assert [entry for entry in found if entry[2] != 0] == []
+
+
+STUCK = """
+    import os, pathlib, signal, threading, time
+    from jarvis_flags.forks import importing
+    from jarvis_otel import configure, flags
+
+    flags_file = pathlib.Path("config/flags.yaml")
+    flags_file.parent.mkdir()
+    flags_file.write_text("flags: {A: {enabled: true}}")
+    configure("forks", console=False)
+    assert flags.is_enabled("A")
+    held, done = threading.Event(), threading.Event()
+
+    def import_for_ever():
+        with importing():
+            held.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=import_for_ever)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        while flags.is_enabled("A"):
+            time.sleep(0.01)
+        os._exit(0)
+    flags_file.write_text("flags: {A: {enabled: false}}")
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    done.set()
+    thread.join()
+"""
+
+
+def test_a_fork_goes_on_without_an_import_that_does_not_end_and_its_child_still_follows_the_flags(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(STUCK)],
+        cwd=tmp_path,
+        env={**os.environ, "JARVIS_HOME": str(tmp_path), "OTEL_LOGS_EXPORTER": "none", "OTEL_TRACES_EXPORTER": "none"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (run.returncode, run.stdout) == (0, "0\n"), run.stderr

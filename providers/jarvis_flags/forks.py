@@ -12,6 +12,7 @@ __all__ = ["after_fork", "importing"]
 
 _WAIT_SECONDS = 5.0
 """A fork is held up no longer than this, whatever an import waits for."""
+_LOOK_AGAIN_SECONDS = 0.2
 
 
 def after_fork(method: Callable[[], object]) -> None:
@@ -32,8 +33,11 @@ def importing() -> Iterator[None]:
     unlock it does not exist: whoever imports that module there, be it the application, waits for ever.
     """
     _barrier.register()
-    with _barrier.lock:
+    lock = _barrier.taken()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 class _Barrier:
@@ -46,6 +50,12 @@ class _Barrier:
         if not self._registered:
             self._registered = True
             os.register_at_fork(before=self._before, after_in_parent=self._in_parent, after_in_child=self._in_child)
+
+    def taken(self) -> threading.RLock:
+        """The lock, which whoever asks holds now."""
+        while not (lock := self.lock).acquire(timeout=_LOOK_AGAIN_SECONDS):
+            pass  # in a child that was forked without it, it was replaced meanwhile
+        return lock
 
     def _before(self) -> None:
         if self.lock.acquire(timeout=_WAIT_SECONDS):

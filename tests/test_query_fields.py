@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import orjson
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jarvis_otel.query.counts import Counting, Question
@@ -118,10 +118,7 @@ def hostile(draw):
     done = draw(st.sampled_from(["nothing", "first", "last", "put", "cut", "change"]))
     at = draw(st.integers(0, len(raw) - 2))
     if done in ("first", "last"):
-        name, value = draw(NAMES), draw(VALUES)
-        # with two times in a line it is passed over by the first, and read by the last: nobody writes such lines
-        assume(not (done == "first" and name == b"timestamp" and value.startswith(b'"2026-')))
-        pair = b'"%s":%s' % (name, value)
+        pair = b'"%s":%s' % (draw(NAMES), draw(VALUES))
         return b"{" + pair + b"," + raw[1:] if done == "first" else raw[:-2] + b"," + pair + b"}\n"
     if done == "put":
         return raw[:at] + draw(BITS) + raw[at:]

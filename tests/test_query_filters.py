@@ -1,5 +1,7 @@
 """What is wanted of a record, filter by filter, by themselves; tests/test_query_search.py looks through lines with them."""
 
+from datetime import UTC, datetime
+
 import pytest
 
 from jarvis_otel.query import filters
@@ -165,7 +167,6 @@ def test_whole_numbers_of_the_context_are_searched_too():
 
 
 def test_an_interval_includes_its_ends():
-    from datetime import UTC, datetime
 
     now = datetime(2026, 1, 18, 14, 30, tzinfo=UTC)
     since, until = (parse_time(text, now) for text in ("2026-01-18T10:00Z", "2026-01-18T11:00Z"))
@@ -180,3 +181,12 @@ def test_an_interval_includes_its_ends():
     assert filters.interval_filter(Interval(since, None)).matches({"timestamp": stamps[4]})
     assert filters.interval_filter(Interval(None, until)).matches({"timestamp": stamps[0]})
     assert filters.interval_filter(Interval(None, None)) is None
+
+
+@pytest.mark.parametrize("again", [b'"timestamp"', b'"\\u0074imestamp"'], ids=["as it is", "escaped"])
+def test_of_two_times_in_a_line_the_last_one_counts_as_it_does_for_json(again):
+    early, late = "2026-01-18T00:00:00.000000Z", "2026-01-18T00:00:50.000000Z"
+    found = filters.interval_filter(Interval(datetime(2026, 1, 18, 0, 0, 50, tzinfo=UTC), None))
+    line = b'{"timestamp":"%s","level":"INFO"%%s}\n' % early.encode()
+    assert not found.possible(line % b"")
+    assert found.possible(line % (b',%s:"%s"' % (again, late.encode())))

@@ -357,7 +357,10 @@ def interval_filter(interval: Interval) -> Filter | None:
 
     def possible(line: bytes) -> bool:
         start = _LINE_TIME.match(line)
-        return start is None or since_bytes <= start[1] <= until_bytes
+        if start is None or since_bytes <= start[1] <= until_bytes:
+            return True
+        # of two values under one key the last one counts
+        return line.find(b'"timestamp"', start.end()) >= 0 or line.find(ESCAPE, start.end()) >= 0
 
     return Filter(
         lambda record: since <= canonical_time(record["timestamp"]) <= until, possible=possible, is_interval=True

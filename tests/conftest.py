@@ -7,22 +7,25 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# a machine that is busy is no fault of what is tested
-hypothesis.settings.register_profile("jarvis", deadline=None)
+# A machine that is busy is no fault of what is tested. Where a change lands it is judged by what it changes, not by what
+# was drawn this time: there every run draws the same, and searching on is for every other run and `make fuzz`.
+hypothesis.settings.register_profile("jarvis", deadline=None, derandomize=os.environ.get("CI") == "true")
 hypothesis.settings.load_profile("jarvis")
+
+
+def encodable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """What a failed test shows goes to another process, which a lone surrogate in it would end with all its tests."""
+    """What a test shows or logs goes to another process, which a lone surrogate in it would end with all its tests."""
     report = yield
     if report.failed:
         shown = str(report.longrepr)
-        if (clean := shown.encode("utf-8", "backslashreplace").decode()) != shown:
+        if (clean := encodable(shown)) != shown:
             report.longrepr = clean
-        report.sections = [
-            (title, text.encode("utf-8", "backslashreplace").decode()) for title, text in report.sections
-        ]
+    report.sections = [(title, encodable(text)) for title, text in report.sections]
     return report
 
 

@@ -1,5 +1,6 @@
 """Whatever bytes a parser is given, it does what it promises: the properties that `make fuzz` fuzzes for longer."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -81,3 +82,27 @@ def test_without_atheris_make_fuzz_says_what_to_install(tmp_path):
     )
     assert done.returncode == 2
     assert done.stderr == "make fuzz: atheris is missing: .venv/bin/pip install -c constraints.txt atheris\n"
+
+
+@pytest.mark.parametrize(("ends", "counted"), [("pass", "1 passed"), ("raise ValueError(text)", "1 failed")])
+def test_a_lone_surrogate_that_a_test_logs_ends_no_run_in_several_processes(tmp_path, ends, counted):
+    (tmp_path / "test_one.py").write_text(
+        "import logging\n\n\n"
+        "def test_one():\n"
+        '    text = "\\udcaf"\n'
+        "    logging.warning(text)\n"
+        "    print(ascii(text))\n"
+        f"    {ends}\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "1", "-p", "tests.conftest", str(tmp_path)]
+    done = subprocess.run(
+        [*command, f"--rootdir={tmp_path}", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert counted in done.stdout
+    assert "INTERNALERROR" not in done.stdout

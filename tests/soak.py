@@ -699,14 +699,13 @@ class Soak:
 
     def _of_files(self, metrics: dict[str, float]) -> list[Line]:
         plan, counts = self._plan, self._counts
-        archives, other = self._files.archives()
-        days = len({tail.name for tail in self._files.tails})
+        names, archives = {tail.name for tail in self._files.tails}, self._files.archives
         if self._disk is None:
             filled = Line("the disk was filled", "", "not done: it takes root to mount a tmpfs")
         else:
             shown = f"{counts['disks filled']} times; healthy {_quantiles(self._times['disk freed until healthy'], 1, 's')} after"
             filled = Line("the disk was filled, and freed", "at least once", shown, counts["disks filled"] > 0)
-        purged = days - len(list(self._log_dir.glob("*.jsonl"))) - archives
+        purged = sum(not self._files.is_kept(name) for name in names)
         for name, said in self._wrong.items():
             for each in said:
                 print(f"soak: {name}: {each}", file=sys.stderr)
@@ -716,9 +715,10 @@ class Soak:
             Line(
                 "day files",
                 "some archived, byte for byte, and purged",
-                f"{days} of {plan.day:g} s: {archives} archives at the end, {len(other)} of them differ, {purged} purged; "
+                f"{len(names)} of {plan.day:g} s: {len(archives)} archived, {list(archives.values()).count(False)} of them "
+                f"differ, {purged} purged; "
                 f"{counts['files archived by hand']} and {counts['files purged by hand']} by `jarvis logs rotate`",
-                not other and archives > 0 and purged > 0,
+                bool(archives) and all(archives.values()) and purged > 0,
             ),
             Line(
                 "disk of the log directory",

@@ -54,6 +54,11 @@ class Tail:
             at += len(piece)
             yield piece
 
+    @property
+    def is_done(self) -> bool:
+        """Whether the file is deleted, and was read to its end."""
+        return self._fd < 0
+
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
@@ -70,11 +75,13 @@ class DayFiles:
         dropped: Records that applications counted as lost, by reason.
         events: Records that are none of those which the applications obliged us to keep.
         spans: Spans.
+        archives: Whether an archive holds what the day file held that was read, by its name; purged ones too.
     """
 
     def __init__(self, log_dir: Path) -> None:
         self.unreadable = self.repeats = self.doubles = self.events = self.spans = 0
         self.dropped: Counter[str] = Counter()
+        self.archives: dict[str, bool] = {}
         self._log_dir = log_dir
         self._tails: dict[str, Tail] = {}
         self._came: dict[str, array[int]] = {}
@@ -110,6 +117,16 @@ class DayFiles:
             else:
                 for line in lines:
                     self._take(line, tail.name)
+        self._compare(all_of_it=all_of_it)
+
+    def _compare(self, *, all_of_it: bool) -> None:
+        """Looks into the archives that came, for what is archived now may be purged before the end."""
+        for path in sorted(self._log_dir.glob("archive/*/*.jsonl.gz")):
+            tail = self._tails.get(path.name.removesuffix(".gz"))
+            if path.name not in self.archives and (tail is None or tail.is_done or all_of_it):
+                with suppress(FileNotFoundError):  # purged between the two
+                    content = _content(path)
+                    self.archives[path.name] = tail is not None and content == (tail.bytes, tail.crc)
 
     def _take(self, line: bytes, file: str) -> None:
         try:
@@ -171,12 +188,6 @@ class DayFiles:
     def is_kept(self, file: str) -> bool:
         """Whether a day file is still there, archived or not."""
         return (self._log_dir / file).exists() or any(self._log_dir.glob(f"archive/*/{file}.gz"))
-
-    def archives(self) -> tuple[int, list[str]]:
-        """How many archives there are, and which of them hold something else than the day file that was read."""
-        read = {tail.name: (tail.bytes, tail.crc) for tail in self.tails}
-        paths = sorted(self._log_dir.glob("archive/*/*.jsonl.gz"))
-        return len(paths), [path.name for path in paths if _content(path) != read.get(path.name.removesuffix(".gz"))]
 
     def close(self) -> None:
         for tail in self.tails:

@@ -1,5 +1,6 @@
 """The soak in half a minute: everything together holds, and its oracle tells what does not."""
 
+import gzip
 import json
 import os
 import threading
@@ -122,23 +123,35 @@ def test_an_operation_is_told_when_all_of_it_came(day):
     assert not files.is_kept("jarvis-2026-01-01.jsonl")
 
 
-def test_a_file_that_is_archived_is_read_to_its_end_and_its_archive_compared(day, tmp_path):
-    import gzip
+def archived(path, content):
+    archive = path.parent / "archive" / "2026-01" / f"{path.name}.gz"
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    archive.write_bytes(gzip.compress(content))
+    path.unlink()
+    return archive
 
+
+def test_a_file_that_is_archived_is_read_to_its_end_and_its_archive_compared(day, tmp_path):
     files = day(line(1), line(2))
     path = tmp_path / "jarvis-2026-01-02.jsonl"
     with path.open("ab") as file:
         file.write(line(3))
-    archive = tmp_path / "archive" / "2026-01" / f"{path.name}.gz"
-    archive.parent.mkdir(parents=True)
-    archive.write_bytes(gzip.compress(path.read_bytes()))
-    path.unlink()
+    archive = archived(path, path.read_bytes())
     files.look()
     assert files.missing("app0.0", 3) == 0
-    assert files.archives() == (1, [])
+    assert files.archives == {archive.name: True}
     assert files.is_kept(path.name)
-    archive.write_bytes(gzip.compress(line(1)))
-    assert files.archives() == (1, [archive.name])
+    archive.unlink()
+    files.look()
+    assert files.archives == {archive.name: True}
+    assert not files.is_kept(path.name)
+
+
+def test_an_archive_that_holds_something_else_than_the_day_file_is_told(day, tmp_path):
+    files = day(line(1), line(2))
+    archive = archived(tmp_path / "jarvis-2026-01-02.jsonl", line(1))
+    files.look()
+    assert files.archives == {archive.name: False}
 
 
 def test_a_file_that_shrinks_is_told(day, tmp_path):

@@ -3,6 +3,7 @@
 import base64
 import json
 import math
+import re
 import subprocess
 import sys
 
@@ -23,6 +24,7 @@ from jarvis_collector.record import (
     logs_request,
     parse_timestamp,
     timestamp_of,
+    timestamp_range,
 )
 from tests.wire import field
 
@@ -218,6 +220,7 @@ def test_a_record_sent_again_without_a_uid_gets_the_same_uid():
     first, later = (json.loads(read(Signal.LOGS, Encoding.JSON, body, at).lines[0]) for at in (ARRIVAL, TIME))
     assert first["timestamp"] != later["timestamp"]
     assert first["_meta"]["uid"] == later["_meta"]["uid"]
+    assert re.fullmatch("#[0-9a-f]{32}", first["_meta"]["uid"])
 
 
 def test_the_uid_depends_on_resource_scope_and_record():
@@ -228,6 +231,9 @@ def test_the_uid_depends_on_resource_scope_and_record():
         request({"body": {"stringValue": "x"}}, None, SCOPE),
         request({"body": {"stringValue": "x"}, "timeUnixNano": str(TIME)}),
         request({"body": {"stringValue": "x"}, "timeUnixNano": str(TIME + 1)}),
+        request({"body": {"stringValue": "x"}, "timeUnixNano": str(TIME + 1000)}),
+        request({"body": {"stringValue": "x"}, "observedTimeUnixNano": str(TIME)}),
+        request({"body": {"stringValue": "x"}, "observedTimeUnixNano": str(TIME + 1000)}),
     ]
     assert len({lines_of(variant)[0]["_meta"]["uid"] for variant in variants}) == len(variants)
 
@@ -582,9 +588,232 @@ def test_json_to_lines_and_back_is_equal(message):
     assert said(back(out)) == said(message)
 
 
+@pytest.mark.parametrize(
+    ("number", "text"), [(5, "DEBUG"), (9, "INFO"), (13, "WARNING"), (17, "ERROR"), (21, "CRITICAL")]
+)
+def test_what_the_rest_of_the_line_implies_is_not_said_again(number, text):
+    """Nor what is at OTLP's default."""
+    record = {"timeUnixNano": str(TIME // 1000 * 1000), "severityNumber": number, "severityText": text}
+    resource = {"attributes": attributes(service__name="s")}
+    for more in ({}, {"traceId": TRACE, "spanId": SPAN, "flags": 1}):
+        assert line_of({**record, **more}, resource=resource)["_meta"].keys() == {"uid"}
+
+
+UNIMPLIED = [
+    # a record's attributes, what the line shows of them, what its _meta.otlp adds
+    ({"jarvis.correlation_id": "c"}, {"correlation_id": "c"}, {}),
+    ({"jarvis.correlation_id": TRACE}, {"correlation_id": TRACE}, {"attributes": ["jarvis.correlation_id"]}),
+    ({"jarvis.correlation_id": ""}, {"correlation_id": TRACE}, {"attributes": ["jarvis.correlation_id"]}),
+    ({"jarvis.active_flags": ["A", "B"]}, {"active_flags": ["A", "B"]}, {}),
+    ({"jarvis.active_flags": ["B", "A"]}, {"active_flags": ["A", "B"]}, {"attributes": ["jarvis.active_flags"]}),
+    ({"jarvis.active_flags": ["A", 1]}, {"context": {"jarvis.active_flags": ["A", 1]}}, {}),
+    ({"jarvis.flag.A": "on", "jarvis.flag.B": 5}, {"flags": {"A": "on"}, "context": {"jarvis.flag.B": 5}}, {}),
+    ({"jarvis.other": 5}, {"context": {"jarvis.other": 5}}, {}),
+    ({"jarvis.context.user.id": 5}, {"context": {"user.id": 5}}, {"context": ["user.id"]}),
+    ({"a": 1, "jarvis.context.a": 2}, {"context": {"a": 1}}, {"attributes": ["jarvis.context.a"]}),
+    ({"jarvis.duration_ms": 0}, {"duration_ms": 0}, {}),
+    ({"jarvis.duration_ms": 0.5}, {"duration_ms": 0.5}, {}),
+    ({"code.line.number": 0}, {"source": {"line": 0}}, {}),
+    ({"code.function.name": "f", "code.line.number": 5}, {"source": {"line": 5, "function": "f"}}, {}),
+    ({"code.file.path": ""}, {}, {"attributes": ["code.file.path"]}),
+    ({"exception.type": "KeyError"}, {"error": {"type": "KeyError"}}, {}),
+    ({"exception.type": "a.B"}, {"error": {"type": "B"}}, {"attributes": ["exception.type"]}),
+    ({"exception.type": "a."}, {"error": {"type": "a."}}, {}),
+    ({"exception.message": "m"}, {"error": {"message": "m"}}, {}),
+    ({"log.record.uid": "#1"}, {}, {"attributes": ["log.record.uid"]}),
+    ({"jarvis.service": "dexter"}, {"service": "dexter"}, {"service": "attribute"}),
+]
+
+
+@pytest.mark.parametrize(("named", "shown", "added"), UNIMPLIED, ids=lambda part: str(part)[:40])
+def test_an_attribute_is_shown_in_its_place_and_what_that_does_not_say_is_added(named, shown, added):
+    record = {
+        "timeUnixNano": str(TIME // 1000 * 1000),
+        "severityNumber": 9,
+        "severityText": "INFO",
+        "attributes": [attribute(key, value) for key, value in named.items()],
+        "traceId": TRACE,
+        "flags": 1,
+    }
+    line = line_of(record)
+    own = ("timestamp", "level", "trace_id", "_meta")
+    usual = {"service": "unknown_service", "correlation_id": TRACE, "active_flags": [], "context": {}}
+    assert {key: value for key, value in line.items() if key not in own} == {**usual, **shown}
+    otlp = line["_meta"]["otlp"]
+    given = {pair["key"]: pair for pair in record["attributes"]}
+    if "attributes" in added:
+        assert otlp["attributes"] == [given[key] for key in added["attributes"]]
+    assert {**otlp, "attributes": None} == {"service": "default", **added, "attributes": None}
+
+
+GROUPS = [
+    # attributes of a resource and of a record; the line's service and _meta; what its _meta.otlp adds
+    ({"service.name": "s"}, {}, "s", {}, {}),
+    ({"service.name": "s"}, {"jarvis.service": "l"}, "l", {"service.name": "s"}, {}),
+    ({"service.name": "s"}, {"jarvis.service": "s"}, "s", {"service.name": "s"}, {}),
+    ({}, {}, "unknown_service", {}, {"service": "default"}),
+    ({}, {"jarvis.service": "l"}, "l", {}, {"service": "attribute"}),
+    ({"service.name": 5}, {}, "unknown_service", {"service.name": 5}, {"service": "default"}),
+    ({"service.name": ""}, {}, "unknown_service", {"service.name": ""}, {"service": "default"}),
+    ({"service.name": 5}, {"jarvis.service": "l"}, "l", {"service.name": 5}, {"service": "attribute"}),
+    ({"host.name": "h"}, {}, "unknown_service", {"hostname": "h"}, {"service": "default"}),
+    ({"host.name": 5}, {}, "unknown_service", {"host.name": 5}, {"service": "default"}),
+    ({"host.name": ""}, {}, "unknown_service", {"host.name": ""}, {"service": "default"}),
+    ({"hostname": "h"}, {}, "unknown_service", {}, {"service": "default", "resource": ["hostname"]}),
+    ({"uid": "u", "otlp": 1}, {}, "unknown_service", {}, {"service": "default", "resource": ["uid", "otlp"]}),
+]
+
+
+@pytest.mark.parametrize(("of_resource", "of_record", "service", "meta", "added"), GROUPS)
+def test_the_resource_is_shown_in_meta_and_the_service_says_where_it_comes_from(
+    of_resource, of_record, service, meta, added
+):
+    pairs_ = [attribute(key, value) for key, value in of_resource.items()]
+    record = {"attributes": [attribute(key, value) for key, value in of_record.items()]}
+    whole = {"timeUnixNano": "1000", "severityNumber": 9, "severityText": "INFO", **record}
+    line = line_of(whole, resource={"attributes": pairs_})
+    assert line["service"] == service
+    given = {pair["key"]: pair for pair in pairs_}
+    if "resource" in added:
+        added = {**added, "resource": {"attributes": [given[key] for key in added["resource"]]}}
+    shown = {key: value for key, value in line["_meta"].items() if key != "uid"}
+    assert shown == {**meta, "otlp": added} if added else shown == meta
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        ({"stringValue": "said"}, "said"),
+        ({"stringValue": ""}, None),
+        ({"intValue": "5"}, "5"),
+        ({"boolValue": False}, "false"),
+        ({"doubleValue": "NaN"}, "NaN"),
+        ({"bytesValue": "AP8="}, "AP8="),
+        ({"arrayValue": {"values": [{"intValue": "1"}]}}, "[1]"),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_any_body_is_shown_as_text_and_kept_as_it_was(body, shown):
+    line = line_of({"body": body, "timeUnixNano": str(TIME)})
+    assert line.get("message") == shown
+    if body == {"stringValue": "said"}:
+        assert "body" not in line["_meta"]["otlp"]
+    (group,) = logs_request([line])["resourceLogs"]
+    assert group["scopeLogs"][0]["logRecords"][0].get("body", {}) == (body or {})
+
+
+COMING_BACK = [
+    *({"attributes": [attribute(key, value) for key, value in named.items()]} for named, _, _ in UNIMPLIED),
+    *({"severityNumber": number, "severityText": text} for number in (-1, 0, 9, 24, 25) for text in ("", "INFO")),
+    *({"body": body} for body in ({"stringValue": ""}, {"stringValue": "s"}, {"bytesValue": ""}, {"intValue": "0"})),
+    {"timeUnixNano": "1"},
+    {"timeUnixNano": "1000", "observedTimeUnixNano": "1"},
+    {"observedTimeUnixNano": "1"},
+    {"traceId": "ab", "spanId": "ab", "flags": 257, "droppedAttributesCount": 3, "eventName": "e"},
+    {"traceId": "0" * 32, "spanId": "0" * 16},
+    {"traceId": TRACE, "spanId": SPAN},
+    {"attributes": [attribute("twice", 1), attribute("twice", 2)]},
+]
+
+
+@pytest.mark.parametrize("resource", [{}, RESOURCE, {"attributes": [attribute("service.name", 5)]}], ids=str)
+@pytest.mark.parametrize("record", COMING_BACK, ids=lambda record: str(record)[:60])
+def test_each_record_comes_back_from_its_line_as_it_was(record, resource):
+    for more in ({}, {"traceId": TRACE}):
+        content = request({**record, **more}, resource, SCOPE)
+        message = to_protobuf(content)
+        for encoding, body in (
+            (Encoding.JSON, orjson.dumps(content)),
+            (Encoding.PROTOBUF, message.SerializeToString()),
+        ):
+            assert said(back(read(Signal.LOGS, encoding, body, ARRIVAL))) == said(message)
+
+
+def test_all_that_a_resource_and_a_scope_say_comes_back():
+    message = ExportLogsServiceRequest()
+    group = message.resource_logs.add(schema_url="https://r")
+    group.resource.dropped_attributes_count = 1
+    group.resource.entity_refs.add(type="service", id_keys=["service.name"])
+    scope_group = group.scope_logs.add(schema_url="https://s")
+    scope_group.scope.name, scope_group.scope.version = "n", "1"
+    scope_group.scope.attributes.add(key="k").value.int_value = 0
+    scope_group.scope.dropped_attributes_count = 2
+    scope_group.log_records.add()
+    out = read(Signal.LOGS, Encoding.PROTOBUF, message.SerializeToString(), ARRIVAL)
+    assert said(back(out)) == said(message)
+
+
 @given(st.integers(0, 2**64 - 1))
 def test_a_timestamp_reads_back_to_the_microsecond(time):
     assert parse_timestamp(format_timestamp(time)) == time // 1000 * 1000
+
+
+OURS = [b'{"timestamp":"2026-01-02T03:04:0%d.000000Z","level":"INFO"}\n' % second for second in range(4)]
+
+
+def test_the_timestamp_of_a_line_is_read_without_parsing_it():
+    assert timestamp_of(OURS[1]) == b"2026-01-02T03:04:01.000000Z"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"{}",
+        b'{"timestamp":"2026-01-02T03:04:05.678901+",',
+        b'{"timestamq":"2026-01-02T03:04:01.000000Z"}',
+        OURS[0][:30],
+        b" " + OURS[0],
+    ],
+)
+def test_a_line_that_begins_otherwise_has_no_timestamp_to_tell(line):
+    assert timestamp_of(line) is None
+    for block in (line + b"\n", OURS[0] + line + b"\n" + OURS[1], line + b"\n" + OURS[1], OURS[0] + (line or b"\n")):
+        assert timestamp_range(block) is None, block
+
+
+def test_the_range_of_lines_is_from_the_earliest_to_the_latest_wherever_they_stand():
+    for order in ([0], [0, 1], [1, 0], [2, 3, 0, 1], [1, 1, 1]):
+        block = b"".join(OURS[place] for place in order)
+        for whole in (block, block.removesuffix(b"\n")):
+            assert timestamp_range(whole) == (timestamp_of(OURS[min(order)]), timestamp_of(OURS[max(order)]))
+
+
+def test_a_log_entry_with_everything_is_exactly_this_line():
+    record = json.loads(FULL_LINE)
+    meta, error = record.pop("_meta"), record.pop("error")
+    del meta["otlp"]
+    entry = LogEntry(
+        **record,
+        error_type=error["type"],
+        error_message=error["message"],
+        stack_trace=error["stack_trace"],
+        hostname="box1",
+        environment="prod",
+        version="1.2.3",
+        uid="0190-uid",
+        meta={"service.name": "jarvis", "process.pid": 7},
+    )
+    assert json.loads(str(entry)) == entry.to_dict() == {**record, "error": error, "_meta": meta}
+    assert tuple(entry.to_dict()) == LINE_KEYS
+
+
+def test_the_smallest_log_entry_has_only_what_is_always_there():
+    entry = LogEntry("2026-01-02T03:04:05.678901Z", "INFO", "", "trading", correlation_id="", stack_trace="")
+    assert entry.to_dict() == {
+        "timestamp": "2026-01-02T03:04:05.678901Z",
+        "level": "INFO",
+        "service": "trading",
+        "active_flags": [],
+        "error": {"stack_trace": ""},
+        "context": {},
+    }
+
+
+def test_a_log_entry_is_json_whatever_its_context_holds():
+    entry = LogEntry("2026-01-02T03:04:05.678901Z", "INFO", "m", "s", context={5: object})
+    assert json.loads(str(entry))["context"] == {"5": str(object)}
 
 
 def test_the_line_of_a_log_entry_reads_as_a_request_too():

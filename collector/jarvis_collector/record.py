@@ -476,7 +476,7 @@ def log_line(scope: Scope, record: LogRecord, arrival: int) -> bytes:
     tail = resource.tail_with_service if own_service else resource.tail
     if uid is None:
         # a resent record must get the same uid, so the time of its arrival has no part in it
-        content = said if time_ or observed else said[_TIMESTAMP_END:]
+        content = said if time_ else said[_TIMESTAMP_END:]
         # no cryptographic hash: who wants two records to share a uid can simply send it
         uid = COMPUTED_UID + mmh3.hash_bytes(b"".join((resource.head, tail, extra, content))).hex()
     return b"".join((said[:-1], resource.head, orjson.dumps(uid), extra, tail))

@@ -74,7 +74,8 @@ OWN_KEYWORDS = frozenset({"correlation_id", "duration_ms", "request_id", "sessio
 
 _CUT = re.compile(r"…\[truncated [0-9]+\]\Z")
 _CUT_MAX = 40
-_SCALARS = frozenset({str, bool, int, float, type(None)})
+_AS_THEY_ARE = frozenset({bool, float, type(None)})
+_SCALARS = _AS_THEY_ARE | {str, int}
 _INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
 _NOT_FINITE = {"inf": "Infinity", "-inf": "-Infinity", "nan": "NaN"}
 
@@ -95,16 +96,15 @@ SEVERITIES: Mapping[int, Severity] = MappingProxyType(
     {getattr(logging, level): Severity(level, number, level) for level, number in SEVERITY.items()}
 )
 """By the level numbers of the logging module."""
+_HIGHEST_FIRST = sorted(SEVERITIES.items(), reverse=True)
 
 
 def severity_of(levelno: int) -> Severity:
     """The severity of a level number; one between two levels counts as the lower."""
-    known = SEVERITIES.get(levelno)
-    if known is None:
-        known = next(
-            (s for floor, s in reversed(list(SEVERITIES.items())) if levelno >= floor), SEVERITIES[logging.DEBUG]
-        )
-    return known
+    for floor, severity in _HIGHEST_FIRST:
+        if levelno >= floor:
+            return severity
+    return SEVERITIES[logging.DEBUG]
 
 
 Source = tuple[str, int, str]
@@ -183,10 +183,10 @@ class _Cleaner:
 
     def clean(self, value: Any, depth: int = 0) -> Any:
         kind = type(value)
-        if value is None or kind is bool or kind is float:
+        if kind in _AS_THEY_ARE:
             return value
-        if kind is int and _INT_MIN <= value <= _INT_MAX:
-            return value
+        if kind is int:
+            return value if _INT_MIN <= value <= _INT_MAX else self.text(value)
         try:
             if isinstance(value, Mapping):
                 return self._mapping(value, depth)
@@ -214,7 +214,7 @@ class _Cleaner:
         size = len(value)
         if depth >= DEPTH_MAX:
             return f"…[truncated {size}]"
-        pairs = list(islice(value.items(), max(0, self.items)))
+        pairs = list(islice(value.items(), self.items))
         self.items -= len(pairs)
         cleaned = {self.text(key): self.clean(item, depth + 1) for key, item in pairs}
         if size > len(pairs):
@@ -225,7 +225,7 @@ class _Cleaner:
         size = len(value)
         if depth >= DEPTH_MAX:
             return f"…[truncated {size}]"
-        items = list(islice(value, max(0, self.items)))
+        items = list(islice(value, self.items))
         self.items -= len(items)
         cleaned = [self.clean(item, depth + 1) for item in items]
         if isinstance(value, set | frozenset):
@@ -236,8 +236,11 @@ class _Cleaner:
 
 
 def _is_cut(text: str) -> bool:
-    """Whether a text was cut off before: to cut it once more would only hide how much was."""
-    return len(text) <= TEXT_MAX + _CUT_MAX and _CUT.search(text, TEXT_MAX) is not None
+    """Whether a text was cut off before: to cut it once more would only hide how much was.
+
+    Redaction may have moved the place of the cut since.
+    """
+    return len(text) <= TEXT_MAX + _CUT_MAX and _CUT.search(text, len(text) - _CUT_MAX) is not None
 
 
 def _text_of(value: Any) -> str:
@@ -247,7 +250,8 @@ def _text_of(value: Any) -> str:
     _asking.depth = depth + 1
     try:
         if isinstance(value, bytes | bytearray | memoryview):
-            return bytes(value[: TEXT_MAX + 1]).decode("utf-8", "backslashreplace")
+            text, rest = bytes(value[:TEXT_MAX]).decode("utf-8", "backslashreplace"), len(value) - TEXT_MAX
+            return f"{text}…[truncated {rest}]" if rest > 0 else text
         if isinstance(value, str):
             return str.__str__(value)
         if isinstance(value, datetime | date | time):
@@ -391,13 +395,10 @@ def merge_flags(
     evaluated: Mapping[str, tuple[str, bool]], declared: Mapping[str, tuple[str, bool]]
 ) -> Mapping[str, tuple[str, bool]]:
     """Both together, at most FLAGS_MAX; what was evaluated beats what is declared."""
-    if not declared:
-        return dict(evaluated) if evaluated else evaluated
     flags = dict(evaluated)
     for flag, result in declared.items():
-        if len(flags) >= FLAGS_MAX:
-            break
-        flags.setdefault(flag, result)
+        if len(flags) < FLAGS_MAX:
+            flags.setdefault(flag, result)
     return flags
 
 
@@ -540,8 +541,10 @@ def log_entry(record: Record, resource: Mapping[str, Any]) -> LogEntry:
         resource: The process's resource attributes, by their OpenTelemetry names.
     """
     cleaned = _cleaned(record)
-    error, span = cleaned.error, cleaned.span
-    file, line, function = cleaned.source or ("", 0, "")
+    error, span, source = cleaned.error, cleaned.span, None
+    if cleaned.source is not None:
+        file, line, function = cleaned.source
+        source = {"file": clean_text(file), "line": line, "function": clean_text(function)}
     trace_id = f"{span.trace_id:032x}" if span is not None else None
     message = cleaned.message
     return LogEntry(
@@ -564,7 +567,7 @@ def log_entry(record: Record, resource: Mapping[str, Any]) -> LogEntry:
         event=cleaned.event,
         context={**cleaned.attributes, **cleaned.keywords},
         logger=cleaned.logger,
-        source={"file": clean_text(file), "line": line, "function": clean_text(function)} if cleaned.source else None,
+        source=source,
         hostname=clean_text(resource.get("host.name", "")),
         environment=clean_text(resource.get("deployment.environment.name", "")),
         version=clean_text(resource.get("service.version", "")),

@@ -20,12 +20,15 @@ from jarvis_collector.otlp import BadRequestError, Encoding, Signal, read
 from jarvis_collector.record import (
     LINE_KEYS,
     LogEntry,
+    Resource,
+    Scope,
     format_timestamp,
     logs_request,
     parse_timestamp,
     timestamp_of,
     timestamp_range,
 )
+from jarvis_collector.values import Attributes
 from tests.wire import field
 
 ARRIVAL = 1_767_225_600_000_000_000  # 2026-01-01
@@ -639,11 +642,10 @@ def test_an_attribute_is_shown_in_its_place_and_what_that_does_not_say_is_added(
     own = ("timestamp", "level", "trace_id", "_meta")
     usual = {"service": "unknown_service", "correlation_id": TRACE, "active_flags": [], "context": {}}
     assert {key: value for key, value in line.items() if key not in own} == {**usual, **shown}
-    otlp = line["_meta"]["otlp"]
     given = {pair["key"]: pair for pair in record["attributes"]}
     if "attributes" in added:
-        assert otlp["attributes"] == [given[key] for key in added["attributes"]]
-    assert {**otlp, "attributes": None} == {"service": "default", **added, "attributes": None}
+        added = {**added, "attributes": [given[key] for key in added["attributes"]]}
+    assert line["_meta"]["otlp"] == {"service": "default", **added}
 
 
 GROUPS = [
@@ -676,8 +678,7 @@ def test_the_resource_is_shown_in_meta_and_the_service_says_where_it_comes_from(
     given = {pair["key"]: pair for pair in pairs_}
     if "resource" in added:
         added = {**added, "resource": {"attributes": [given[key] for key in added["resource"]]}}
-    shown = {key: value for key, value in line["_meta"].items() if key != "uid"}
-    assert shown == {**meta, "otlp": added} if added else shown == meta
+    assert {**line["_meta"], "uid": None} == {**meta, **({"otlp": added} if added else {}), "uid": None}
 
 
 @pytest.mark.parametrize(
@@ -730,6 +731,15 @@ def test_each_record_comes_back_from_its_line_as_it_was(record, resource):
             assert said(back(read(Signal.LOGS, encoding, body, ARRIVAL))) == said(message)
 
 
+def test_the_request_of_a_record_that_says_nothing_says_nothing():
+    assert logs_request([line_of({})]) == {"resourceLogs": [{"scopeLogs": [{"logRecords": [{}]}]}]}
+
+
+def test_a_resource_and_a_scope_say_no_more_than_they_are_given():
+    scope = Scope(Resource(Attributes({"service.name": "s"}, [])), "n")
+    assert (scope.resource.otlp, scope.own, scope.otlp) == ({}, {}, {})
+
+
 def test_all_that_a_resource_and_a_scope_say_comes_back():
     message = ExportLogsServiceRequest()
     group = message.resource_logs.add(schema_url="https://r")
@@ -762,7 +772,9 @@ def test_the_timestamp_of_a_line_is_read_without_parsing_it():
         b"",
         b"{}",
         b'{"timestamp":"2026-01-02T03:04:05.678901+",',
+        b'{"timestamp":"2026-01-02T03:04:05.678901X",',
         b'{"timestamq":"2026-01-02T03:04:01.000000Z"}',
+        b'{"timestamo":"2026-01-02T03:04:01.000000Z"}',
         OURS[0][:30],
         b" " + OURS[0],
     ],
@@ -800,13 +812,12 @@ def test_a_log_entry_with_everything_is_exactly_this_line():
 
 
 def test_the_smallest_log_entry_has_only_what_is_always_there():
-    entry = LogEntry("2026-01-02T03:04:05.678901Z", "INFO", "", "trading", correlation_id="", stack_trace="")
+    entry = LogEntry("2026-01-02T03:04:05.678901Z", "INFO", "", "trading", correlation_id="")
     assert entry.to_dict() == {
         "timestamp": "2026-01-02T03:04:05.678901Z",
         "level": "INFO",
         "service": "trading",
         "active_flags": [],
-        "error": {"stack_trace": ""},
         "context": {},
     }
 

@@ -265,7 +265,7 @@ class Resource:
         exact = list(attributes.exact)
         self.service: str | None = None
         for key, value in attributes.values.items():
-            text = value if isinstance(value, str) and value else None
+            text = value if isinstance(value, str) else ""
             if key == "service.name" and text:
                 self.service = text
             elif key in _RESOURCE_NAMES and text:
@@ -409,7 +409,7 @@ def log_line(scope: Scope, record: LogRecord, arrival: int) -> bytes:
             found[name] = value
 
     own_service, correlation_id = found.get("service"), found.get("correlation_id")
-    if correlation_id == trace_id and trace_id:
+    if correlation_id == trace_id:
         inexact.append({"key": "jarvis.correlation_id", "value": {"stringValue": trace_id}})
     active_flags: list[str] = []
     if given := found.get("active_flags"):
@@ -569,7 +569,8 @@ def _service_is_attribute(meta: Mapping[str, Any], otlp: Mapping[str, Any]) -> b
 
 def _resource_attributes(line: Mapping[str, Any], meta: Mapping[str, Any], otlp: Mapping[str, Any]) -> list[KeyValue]:
     attributes = {key: meta[name] for key, name in _RESOURCE_NAMES.items() if name in meta}
-    if "service" not in otlp and not _service_is_attribute(meta, otlp):
+    if "service" not in otlp:
+        # where `service` is a component's, the resource's own name stands in _meta
         attributes["service.name"] = line["service"]
     attributes.update({key: value for key, value in meta.items() if key not in _META_OWN})
     return _with_exact(attributes, otlp.get("resource", {}).get("attributes", []))

@@ -216,9 +216,16 @@ class _Cleaner:
             return f"…[truncated {size}]"
         pairs = list(islice(value.items(), self.items))
         self.items -= len(pairs)
-        cleaned = {self.text(key): self.clean(item, depth + 1) for key, item in pairs}
-        if size > len(pairs):
-            cleaned["…"] = f"…[truncated {size - len(pairs)}]"
+        cleaned: dict[str, Any] = {}
+        left = size
+        for key, item in pairs:
+            if self.chars <= 0:  # nothing would be left of the keys to tell them apart
+                break
+            name = self.text(key)
+            cleaned[name] = self.clean(item, depth + 1)
+            left -= 1
+        if left:
+            cleaned["…"] = f"…[truncated {left}]"
         return cleaned
 
     def _sequence(self, value: Any, depth: int) -> Any:

@@ -144,6 +144,57 @@ def test_lines_of_ours_are_read_quickly():
 
 
 @pytest.mark.parametrize(
+    ("block", "uids"),
+    [
+        (line(5), ["u5"]),
+        (line(5, message="é"), ["u5"]),
+        (line(5).replace(b',"_meta":{"uid":"u5"}', b""), [None]),
+        (line(5, _meta={}) + line(5, _meta={"uid": None}), [None, None]),
+    ],
+    ids=["one alone", "beyond ASCII", "of whom nothing is said", "without an id of its own"],
+)
+def test_so_are_those_of_every_kind(block, uids):
+    stamp = "2026-01-18T00:00:05.000000Z"
+    count = len(uids)
+    values = [["INFO"] * count, ["api"] * count, [None] * count, [None] * count]
+    assert FieldReader(KEYS, lambda _: None).quick(block) == ([stamp] * count, uids, values, stamp, stamp)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        line(message="MARK").replace(b"MARK", b"\xff"),
+        line(level="odd"),
+        line(level=1),
+        line(context=5).replace(b"5", b"[" * 100_000 + b"]" * 100_000),
+        line(_meta=[]),
+        line(_meta={"uid": 5}),
+        *(line(**{key: value}) for key in ("resourceLogs", "resourceSpans", "resourceMetrics") for value in ([], "\0")),
+    ],
+)
+def test_what_may_be_no_line_of_ours_is_not_read_quickly(block):
+    fields = FieldReader(KEYS, lambda _: None)
+    assert fields.quick(block) is None
+    assert fields.quick(line() + block + line()) is None
+
+
+@pytest.mark.parametrize("key", ["timestamp", "_meta", "resourceLogs", 'quo"te'])
+def test_keys_that_are_not_read_quickly_are_read_all_the_same(key):
+    fields = FieldReader(["level", key], lambda _: None)
+    assert fields.quick(line()) is None
+    assert fields.each([line()]).values == [["INFO"], [orjson.loads(line()).get(key)]]
+
+
+def test_reading_every_line_tells_of_those_that_are_no_records_and_of_no_others():
+    told = []
+    blocks = [line(1) + b"\n" + line(2, _meta={"uid": 5}), b"no record\n" + line(3, _meta=7)]
+    read = FieldReader(["service"], told.append).each(blocks)
+    assert told == [1]
+    assert (read.uids, read.values) == (["u1", None, None], [["api"] * 3])
+    assert (read.earliest, read.latest) == ("2026-01-18T00:00:01.000000Z", "2026-01-18T00:00:03.000000Z")
+
+
+@pytest.mark.parametrize(
     "stamps",
     [
         ("2026-01-18T00:00:00.000000Z2", "026-01-18T00:00:01.000000Z"),  # one after the other they look right
@@ -152,6 +203,9 @@ def test_lines_of_ours_are_read_quickly():
         ("2026-01-18T24:00:00.000000Z", "2026-01-18T00:00:01.000000Z"),
         ("2026-02-29T00:00:00.000000Z", "2026-02-28T00:00:01.000000Z"),
         ("2026-01-18T00:00:00,000000Z", "2026-01-18T00:00:01.000000Z"),
+        ("2026-01-18T00:00:00.000000Z" * 2,),
+        ("2026-01-18T00:00:00",),
+        *(("2026-01-18T00:00:00.000000Z"[:at] + "X" + "2026-01-18T00:00:00.000000Z"[at + 1 :],) for at in range(27)),
     ],
 )
 def test_timestamps_that_only_look_like_ours_are_not_read_quickly(stamps):

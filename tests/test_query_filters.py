@@ -4,12 +4,20 @@ from datetime import UTC, datetime
 
 import pytest
 
-from jarvis_otel.query import filters
+from jarvis_otel.query import filters, logql
 from jarvis_otel.query.filters import Facts
 from jarvis_otel.query.times import Interval, parse_time
 from jarvis_otel.redaction import pseudonym
 
 LEVELS = ["TRACE", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+ESCAPED = b"\\u"
+# Turkish I with a dot, and Kelvin's sign: their lower case has an i and a k of ASCII
+FOLDED = ("\u0130".encode(), "\u212a".encode())
+
+
+def looked_for(needle):
+    """The bytes of which one must stand in a line, and whether its lower case is looked at."""
+    return needle and (set(needle.alternatives), needle.lowered)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +36,8 @@ def test_a_level_is_it_and_above_or_exactly_it(text, wanted):
     found = filters.level_filter(text)
     assert {level for level in LEVELS if found.matches({"level": level})} == wanted
     assert found.facts == Facts(levels=frozenset(wanted))
+    assert found.loki == logql.levels(wanted)
+    assert not found.is_interval
     assert not found.matches({})
     assert not found.matches({"level": ["ERROR"]})
 
@@ -63,6 +73,107 @@ def test_a_field_is_exactly_the_text(key, facts):
     assert found.facts == facts
 
 
+@pytest.mark.parametrize(
+    ("key", "names"),
+    [
+        ("service", ("jarvis.service", "service.name")),
+        ("correlation_id", ("jarvis.correlation_id", "trace_id")),
+        ("trace_id", ("trace_id",)),
+        ("span_id", ("span_id",)),
+        ("request_id", ("jarvis.request_id",)),
+        ("user_id", ("user.id",)),
+        ("session_id", ("session.id",)),
+        ("event", ("event_name",)),
+        ("logger", ("scope_name",)),
+    ],
+)
+def test_loki_is_asked_for_a_field_by_the_names_that_it_has_there(key, names):
+    assert filters.field_filter(key, "some-name").loki == logql.equals_any(names, ("some-name",))
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("plain", ({b'"plain"', ESCAPED}, False)),
+        ("Größe", ({'"Größe"'.encode(), ESCAPED}, False)),
+        ('say "hi"', ({b"say ", ESCAPED}, False)),
+        ('zyx"abcd"', ({b"abcd", ESCAPED}, False)),
+        ('a"bcd', ({b"bcd", ESCAPED}, False)),
+        ('ab"cd', None),
+        ("", None),
+    ],
+)
+def test_a_line_with_a_text_is_known_by_it_or_by_the_longest_run_of_it_that_json_writes_as_it_is(text, wanted):
+    assert looked_for(filters.equalling(text)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("Plain", ({b"plain", ESCAPED, *FOLDED}, True)),
+        ("GRÖßE long", ({b"e long", ESCAPED, *FOLDED}, True)),
+        ("\u212aelvin", ({b"kelvin", ESCAPED, *FOLDED}, True)),
+        ('zyx"ABCD"', ({b"abcd", ESCAPED, *FOLDED}, True)),
+        ('ab"cd', None),
+        ("", None),
+    ],
+)
+def test_a_line_that_holds_a_text_in_any_case_is_known_by_its_lower_case_in_ascii(text, wanted):
+    assert looked_for(filters.containing(text)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "exactly", "in_any_case"),
+    [
+        ("Trade failed", {b"trade failed"}, {b"trade failed", *FOLDED}),
+        ("abc", {b"abc"}, {b"abc", *FOLDED}),
+        ("\u212aelvin", {b"elvin"}, {b"kelvin", *FOLDED}),
+        ('Zabc,{"efghi":1}', {b"efghi"}, {b"efghi", *FOLDED}),  # they may be apart in a request
+        ("null,abc", {b"abc"}, {b"abc", *FOLDED}),
+        ("12345", {b"12345", b"doublevalue"}, {b"12345", b"doublevalue"}),
+        ("1234.5,789", {b"789", b"doublevalue"}, {b"789", b"doublevalue"}),  # 1234.5 may be written as 12345e-1
+        *((text, None, None) for text in ("", "ab", "a,b", "true", "False", "null", "NaN", "-Infinity", "1.5", "1e5")),
+    ],
+)
+def test_a_request_that_holds_a_text_is_known_by_what_lies_within_one_of_its_values(text, exactly, in_any_case):
+    assert looked_for(filters.contained_in_request(text)) == (exactly and ({*exactly, ESCAPED}, True))
+    found = filters.contained_in_request(text, any_case=True)
+    assert looked_for(found) == (in_any_case and ({*in_any_case, ESCAPED}, True))
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        ("trade-1", ({b'"trade-1"', ESCAPED}, False)),
+        ("Größe", ({'"Größe"'.encode(), ESCAPED}, False)),
+        ("00ABcd", ({b'"00abcd"', ESCAPED}, True)),  # an id in hex digits, of which a line has the lower case
+        ('say "Hello"', ({b"hello", ESCAPED}, True)),
+        ("\ufffdabc", ({b"abc", ESCAPED}, True)),  # what a line says of bytes that are no UTF-8
+        ('a"b', None),
+    ],
+)
+def test_a_request_with_a_value_is_known_by_it_as_a_whole(value, wanted):
+    assert looked_for(filters.field_filter("session_id", value).request) == wanted
+
+
+@pytest.mark.parametrize(
+    ("make", "named"), [(filters.user_filter, 16), (lambda names: filters.correlation_filter("trade-0", names), 15)]
+)
+def test_lines_and_requests_are_known_by_up_to_sixteen_names(make, named):
+    names = [f"trade-{number}" for number in range(1, named + 2)]
+    found = make(names[:-1])
+    assert len(found.needle.alternatives) == len(found.request.alternatives) == 17
+    found = make(names)
+    assert found.needle is None
+    assert found.request is None
+
+
+def test_names_that_lines_are_not_known_by_hide_no_line():
+    found = filters.user_filter(["trade-1", 'a"b'])
+    assert found.needle is None
+    assert found.request is None
+
+
 def test_a_service_that_a_request_does_not_name_is_not_looked_for_there():
     assert filters.field_filter("service", "unknown_service").request is None
     assert filters.field_filter("service", "unknown_services").request is not None
@@ -75,6 +186,10 @@ def test_a_user_is_found_by_each_of_their_names():
     found = filters.user_filter(names)
     assert all(found.matches({"user_id": name}) for name in names)
     assert not any(found.matches(record) for record in ({}, {"user_id": "4"}, {"user_id": 42}, {"user_id": ["42"]}))
+    quoted = {f'"{name}"'.encode() for name in names}
+    assert looked_for(found.needle) == ({*quoted, ESCAPED}, False)
+    assert looked_for(found.request) == ({*quoted, ESCAPED}, True)
+    assert found.loki == logql.equals_any(("user.id",), names)
 
 
 def test_a_correlation_id_may_be_a_trace_id_and_has_traces():
@@ -84,6 +199,11 @@ def test_a_correlation_id_may_be_a_trace_id_and_has_traces():
     assert found.matches({"trace_id": "dd"})
     assert not any(found.matches(r) for r in ({"correlation_id": "abc"}, {"trace_id": "ABC"}, {"correlation_id": "dd"}))
     assert found.facts == Facts(ids=frozenset({"ABC", "abc", "dd"}))
+    assert looked_for(found.needle) == ({b'"ABC"', b'"abc"', b'"dd"', ESCAPED}, False)
+    assert looked_for(found.request) == ({b'"abc"', b'"dd"', ESCAPED}, True)
+    assert found.loki == logql.equals_any(("jarvis.correlation_id", "trace_id"), ("ABC", "abc", "dd"))
+    mixed = filters.correlation_filter("Trade-1", ["0a"]).request
+    assert looked_for(mixed) == ({b'"trade-1"', b'"0a"', ESCAPED}, True)
     assert filters.trace_filter(" ABC ").matches({"trace_id": "abc"})
 
 
@@ -100,6 +220,21 @@ def test_a_flag_was_on_or_gave_a_variant(text, inside, outside):
     found = filters.flag_filter(text)
     assert [record for record in inside if not found.matches(record)] == []
     assert [record for record in outside if found.matches(record)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "asked"),
+    [
+        ("NEW_UI", logql.flag_was_on("NEW_UI")),
+        ("NEW_UI=on", logql.flag_is("NEW_UI", "on")),
+        ("NEW_UI=off", logql.flag_is("NEW_UI", "off")),
+    ],
+)
+def test_lines_requests_and_loki_are_asked_for_a_flag_by_its_id(text, asked):
+    found = filters.flag_filter(text)
+    assert looked_for(found.needle) == ({b'"NEW_UI"', ESCAPED}, False)
+    assert looked_for(found.request) == ({b"new_ui", ESCAPED}, True)
+    assert found.loki == asked
 
 
 @pytest.mark.parametrize("text", ["", "=", "=on", "F="])
@@ -128,6 +263,9 @@ def test_what_tells_of_a_flag_or_of_a_failure_is_found():
     ]
     assert [record for record in inside if not found.matches(record)] == []
     assert [record for record in outside if found.matches(record)] == []
+    assert looked_for(found.needle) == ({b'"F"', b'"ERROR"', b'"CRITICAL"', b'"error"', ESCAPED}, False)
+    assert found.request is None  # which says an error in other words
+    assert found.loki == logql.flag_or_error("F")
 
 
 def test_the_flags_of_a_record_are_those_that_it_lists_and_those_that_it_gives_a_variant():
@@ -164,6 +302,13 @@ def test_whole_numbers_of_the_context_are_searched_too():
     found = filters.text_filter("12")
     assert found.matches({"context": {"a": [5123]}})
     assert not found.matches({"context": {"a": True, "b": None, "c": 0.12}})
+    assert not filters.text_filter("true").matches({"context": {"a": True}})
+
+
+def test_text_is_looked_for_in_lines_requests_and_loki_in_any_case():
+    found = filters.text_filter("Needle")
+    assert looked_for(found.needle) == looked_for(found.request) == ({b"needle", ESCAPED, *FOLDED}, True)
+    assert found.loki == logql.says_anywhere("Needle")
 
 
 def test_an_interval_includes_its_ends():

@@ -75,6 +75,11 @@ def test_the_debugging_workflow_of_the_design_asks_for_ten_minutes():
     assert interval.until < now
 
 
+def test_until_is_after_since_however_long_ago_that_is():
+    interval = resolve_interval("2026-01-10T12:00", "14:25", NOW, BERLIN)
+    assert line_time(interval.until) == "2026-01-10T13:25:00.000000Z"
+
+
 def test_until_alone_is_its_latest_past():
     assert line_time(resolve_interval(None, "14:35", NOW, BERLIN).until) == "2026-01-17T13:35:00.000000Z"
 
@@ -207,11 +212,34 @@ def test_a_timestamp_of_a_day_that_there_is_not_is_none():
         canonical_time("2026-02-30T14:25:01.123456Z")
 
 
-def test_a_timestamp_without_an_offset_is_utc_wherever_the_reader_is(monkeypatch):
+@pytest.fixture
+def in_tokyo(monkeypatch):
+    """The machine is there."""
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     time.tzset()
-    try:
-        assert canonical_time("2026-01-18T14:25:01") == "2026-01-18T14:25:01.000000Z"
-    finally:
-        monkeypatch.undo()
-        time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("in_tokyo")
+def test_a_timestamp_without_an_offset_is_utc_wherever_the_reader_is():
+    assert canonical_time("2026-01-18T14:25:01") == "2026-01-18T14:25:01.000000Z"
+
+
+@pytest.mark.usefixtures("in_tokyo")
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        ("2026-01-18T14:25", "2026-01-18T14:25:00+09:00"),
+        ("today", "2026-01-18T00:00:00+09:00"),
+        ("14:25", "2026-01-18T14:25:00+09:00"),
+    ],
+)
+def test_times_are_those_of_the_machines_zone_where_no_other_is_given(text, meaning):
+    assert parse_time(text, NOW).isoformat() == meaning
+
+
+def test_a_canonical_timestamp_is_taken_as_it_is():
+    text = "2026-01-18T14:25:01.123456Z"
+    assert canonical_time(text) is text

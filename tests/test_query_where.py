@@ -4,7 +4,7 @@ import pytest
 
 from jarvis_collector.record import FLAG_PREFIX
 from jarvis_otel.query import logql
-from jarvis_otel.query.filters import LOKI_LABELS, Facts
+from jarvis_otel.query.filters import LOKI_LABELS, Facts, contained_in_request, containing, equalling
 from jarvis_otel.query.where import where_filter
 
 RECORD = {
@@ -27,11 +27,15 @@ RECORD = {
         "text": "5",
         "whole": "3",
         "list": ["a", "b", 2],
-        "long": "1" * 41,
+        "40": "1" * 40,
+        "41": "1" * 41,
+        "quotes": 'it\'s "so"',
+        "signs": "a\\b\nc",
     },
     "not": "here",
     "not.a": 1,
 }
+FLAG_A = logql.Asked((), (f"{FLAG_PREFIX}A",))
 
 
 @pytest.mark.parametrize(
@@ -85,10 +89,17 @@ RECORD = {
         "service=trading AND (level=INFO OR duration_ms>1)",
         "not not service=trading",
         r"message!='it\'s'",
+        r"""context.quotes='it\'s "so"'""",
+        r'''context.quotes="it's \"so\""''',
+        "context.signs='a\\\\b\\\nc'",
+        "context.signs='a\\\\b\nc'",
+        "context.40>1",
+        "message>INFO",
+        "context.text=5",
     ],
 )
 def test_holds(expression):
-    assert where_filter(expression).matches(RECORD)
+    assert where_filter(expression).matches(RECORD) is True
 
 
 @pytest.mark.parametrize(
@@ -114,7 +125,10 @@ def test_holds(expression):
         "duration_ms<812.5",
         "context.text>'5'",
         "context.list>1",
-        f"context.long={'1' * 40}1.0",
+        f"context.41={'1' * 40}1.0",
+        "context.41>1",
+        "context.ok='true'",
+        "context.nothing='null'",
         "level<ERROR",
         "level>ERROR",
         "level>='ERROR' and context.list=c",
@@ -126,7 +140,13 @@ def test_holds(expression):
     ],
 )
 def test_does_not_hold(expression):
-    assert not where_filter(expression).matches(RECORD)
+    assert where_filter(expression).matches(RECORD) is False
+
+
+@pytest.mark.parametrize("level", [None, 5, ["ERROR"], {"is": "ERROR"}])
+def test_a_level_that_is_no_text_is_neither_above_nor_below_another(level):
+    assert not where_filter("level>=DEBUG").matches({"level": level})
+    assert not where_filter("level<=CRITICAL").matches({"level": level})
 
 
 @pytest.mark.parametrize(
@@ -137,6 +157,9 @@ def test_does_not_hold(expression):
         ("duration_ms>", "column 13: got the end, want a value"),
         ("duration_ms==5", "column 13: got '=', want a value"),
         ("(service=a", "column 11: got the end, want and, or, or )"),
+        ("(service=a (", "column 12: got '(', want and, or, or )"),
+        ("service=a or", "column 13: got the end, want a field"),
+        ("not", "column 4: got the end, want a field"),
         ("service=a)", "column 10: got ')', want and, or, or the end"),
         ("service=a b=c", "column 11: got 'b', want and, or, or the end"),
         ("service=a and", "column 14: got the end, want a field"),
@@ -180,6 +203,9 @@ def test_parentheses_side_by_side_are_not_in_each_other():
         ("trace_id=abc", Facts(ids=frozenset({"abc"}))),
         ("correlation_id='abc' and service=api", Facts(service="api", ids=frozenset({"abc"}))),
         ("level>INFO and level=ERROR", Facts(levels=frozenset({"ERROR"}))),
+        ("level<=WARNING and level>=ERROR", Facts(levels=frozenset({"ERROR", "CRITICAL"}))),
+        ("service=api and correlation_id='abc'", Facts(service="api", ids=frozenset({"abc"}))),
+        ("service='5'", Facts(service="5")),
         ("level=LOUD", None),
         ("message=hello", None),
         ("service~=api", None),
@@ -218,6 +244,28 @@ def test_lines_and_requests_are_passed_over_by_a_text_that_they_must_hold(expres
     assert (found.needle is not None, found.request is not None) == (finds, in_request)
 
 
+def test_text_that_a_field_holds_is_looked_for_in_any_case_and_text_that_it_is_as_it_is():
+    found = where_filter("message~=Kelvin")
+    assert found.needle == containing("Kelvin")
+    assert found.request == contained_in_request("Kelvin", any_case=True)
+    found = where_filter("message=Kelvin and context.symbol=SOL")
+    assert found.needle == equalling("Kelvin")
+    assert found.request == contained_in_request("Kelvin")
+
+
+@pytest.mark.parametrize(
+    ("expression", "in_request"),
+    [
+        ("service~=Unknown", False),
+        ("service=unknown_service", False),
+        ("service=unknown_services", True),
+        ("message~=unknown", True),
+    ],
+)
+def test_the_one_service_that_requests_do_not_name_is_not_looked_for_in_them(expression, in_request):
+    assert (where_filter(expression).request is not None) is in_request
+
+
 @pytest.mark.parametrize(
     "key",
     [
@@ -253,9 +301,10 @@ def test_texts_of_these_fields_stand_in_a_request_too(key):
         ("flags.A.b=on", logql.flag_is("A.b", "on")),
         ("context.a.b=x", logql.attribute_is("a.b", "x")),
         ("service=api", logql.equals_any(LOKI_LABELS["service"], ("api",))),
-        ("error.type~=E", logql.says(("exception.type",), "E")),
-        ("error.message~=m", logql.says(("exception.message",), "m")),
-        ("context.a.b~=x", logql.attribute_says("a.b", "x")),
+        ("error.type~=Error", logql.says(("exception.type",), "Error")),
+        ("error.message~='too low'", logql.says(("exception.message",), "too low")),
+        ("error.stack~=Error", logql.ANYTHING),
+        ("context.a.b~=some", logql.attribute_says("a.b", "some")),
         ("service~=api", logql.says(LOKI_LABELS["service"], "api")),
         ("duration_ms>=5", logql.number_compares("jarvis.duration_ms", ">=", 5)),
         ("duration_ms>='5'", logql.ANYTHING),
@@ -264,7 +313,13 @@ def test_texts_of_these_fields_stand_in_a_request_too(key):
         ("active_flags=A", logql.ANYTHING),
         ("context.a.b>5", logql.Asked((), ("a.b",))),
         ("context.a=5", logql.Asked((), ("a",))),
-        ("flags.A~=o", logql.Asked((), (f"{FLAG_PREFIX}A",))),
+        ("flags.A~=o", FLAG_A),
+        ("context>5", logql.ANYTHING),
+        ("flags~=some", logql.ANYTHING),
+        ("context.a=some and flags.A>5", logql.all_of([logql.attribute_is("a", "some"), FLAG_A])),
+        ("context.a=some or flags.A>5", logql.Asked((), ("a", f"{FLAG_PREFIX}A"))),
+        ("context.a!=some", logql.Asked((), ("a",))),
+        ("not context.a=some", logql.Asked((), ("a",))),
     ],
 )
 def test_loki_is_asked_what_it_can_answer(expression, wanted):

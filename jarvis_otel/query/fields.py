@@ -20,7 +20,6 @@ _SIZE = len("2026-01-18T13:30:01.000000Z")
 _MINUTE = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})T(?:[01][0-9]|2[0-3]):[0-5][0-9]:")
 _MINUTE_SIZE = len("2026-01-18T13:30:")
 _SECONDS = (b"012345", b"0123456789", b".", *[b"0123456789"] * 6, b"Z")
-_OWN_KEYS = frozenset(("timestamp", "_meta", *REQUEST_KEYS.values()))
 
 
 class Columns(NamedTuple):
@@ -61,20 +60,21 @@ class FieldReader:
     def __init__(self, keys: Sequence[str], on_unreadable: Callable[[int], object]) -> None:
         self._keys = keys
         self._on_unreadable = on_unreadable
-        self._decode = _decoder(keys) if _OWN_KEYS.isdisjoint(keys) else None
+        self._decode = _decoder(keys)
         self._getters = [attrgetter(f"key{at}") for at in range(len(keys))]
 
     def quick(self, block: bytes) -> Columns | None:
         """The fields of a block of whole lines as a file holds them, if each is one of ours; None if in any doubt."""
-        if self._decode is None or not (block.isascii() or _is_utf8(block)):
+        if self._decode is None:
             return None
         try:
+            if not block.isascii():
+                block.decode()  # the decoder passes over what it is not asked for, whatever its bytes
             lines = list(map(self._decode, BytesIO(block).readlines()))
-        except (ValueError, TypeError, RecursionError):
-            return None
-        times = [line.timestamp for line in lines]
-        earliest, latest = min(times), max(times)
-        if not _are_canonical(times, earliest, latest):
+            times = [line.timestamp for line in lines]
+            earliest, latest = min(times), max(times)
+            _check_canonical(times, earliest, latest)
+        except (ValueError, RecursionError):
             return None
         values = [list(map(getter, lines)) for getter in self._getters]
         return Columns(times, [line.meta.uid for line in lines], values, earliest, latest)
@@ -98,8 +98,8 @@ class FieldReader:
             times.append(time)
             uid = meta.get("uid") if isinstance(meta, dict) else None
             uids.append(uid if isinstance(uid, str) else None)
-            for key, column in zip(self._keys, values, strict=True):
-                column.append(record.get(key))
+            for at, key in enumerate(self._keys):
+                values[at].append(record.get(key))
         return Columns.of(times, uids, values)
 
 
@@ -115,39 +115,27 @@ def _decoder(keys: Sequence[str]) -> Callable[[bytes], Any] | None:
     level: Any = Literal[tuple(LEVELS)]  # any other is for the slow way
     types = {"level": level | None}
     fields += [(f"key{at}", types.get(key, Any), msgspec.field(name=key, default=None)) for at, key in enumerate(keys)]
-    # a request of the real Collector is no line, whatever else stands in it
-    for at, key in enumerate(REQUEST_KEYS.values()):
-        fields.append((f"request{at}", Literal["\0"], msgspec.field(name=key, default="\0")))
+    # a request of the real Collector is no line, whatever else stands in it: no value in JSON is UNSET
+    fields += [(key, msgspec.UnsetType, msgspec.UNSET) for key in REQUEST_KEYS.values()]
     try:
         decode: Callable[[bytes], Any] = msgspec.json.Decoder(msgspec.defstruct("Line", fields, gc=False)).decode
     except ValueError:
-        return None  # keys with quotes, backslashes or control characters
+        return None  # keys with quotes, backslashes or control characters, or one of those above
     return decode
 
 
-def _is_utf8(block: bytes) -> bool:
-    try:
-        block.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+def _check_canonical(times: Sequence[str], earliest: str, latest: str) -> None:
+    """Looks whether all timestamps, texts of the right length, are in the canonical form.
 
-
-def _are_canonical(times: Sequence[str], earliest: str, latest: str) -> bool:
-    """Whether all timestamps, texts of the right length, are in the canonical form."""
-    joined = "".join(times)
-    if not joined.isascii():
-        return False
-    text = joined.encode()
+    Raises:
+        ValueError: One of them is not.
+    """
+    text = "".join(times).encode("ascii")
     if any(text[place::_SIZE].strip(allowed) for place, allowed in enumerate(_SECONDS, _MINUTE_SIZE)):
-        return False
+        raise ValueError("want seconds and microseconds")
     minute = earliest[:_MINUTE_SIZE]  # and of all, if the latest begins so too
-    return all(map(_is_minute, (minute,) if latest.startswith(minute) else {time[:_MINUTE_SIZE] for time in times}))
-
-
-def _is_minute(text: str) -> bool:
-    found = _MINUTE.fullmatch(text)
-    try:
-        return found is not None and bool(date.fromisoformat(found[1]))
-    except ValueError:
-        return False
+    for each in (minute,) if latest.startswith(minute) else {time[:_MINUTE_SIZE] for time in times}:
+        found = _MINUTE.fullmatch(each)
+        if found is None:
+            raise ValueError("want a date, hours and minutes")
+        date.fromisoformat(found[1])

@@ -75,7 +75,7 @@ _LOWER_TO_ASCII = ("\u0130".encode(), "\u212a".encode())
 # reading of bytes that are no UTF-8.
 _WITHIN_ONE = re.compile(r"[ !#-+\-.0-9;-Z^-z|~\x7f]+")
 _NUMBER_PART = re.compile(r"[0-9.eE+-]+")
-_CONSTANTS = ("true", "false", "null", "nan", "-infinity")
+_CONSTANTS = "true,false,null,nan,-infinity"
 _HEX = re.compile(r"[0-9a-fA-F]+")
 _WHOLE_VALUE = re.compile(r'[^"\\/\x00-\x1f\ud800-\udfff\ufffd]+')
 
@@ -182,7 +182,7 @@ def contained_in_request(text: str, *, any_case: bool = False) -> Needle | None:
     runs = _WITHIN_ONE.findall(text.lower() if any_case else text)
     others = _LOWER_TO_ASCII if any_case else ()
     for run in sorted(map(str.lower, runs), key=len, reverse=True):
-        if len(run) < 3 or any(run in constant for constant in _CONSTANTS):
+        if len(run) < 3 or run in _CONSTANTS:
             continue
         if not _NUMBER_PART.fullmatch(run):
             return Needle((run.encode(), ESCAPE, *others), lowered=True)
@@ -223,7 +223,7 @@ def field_filter(key: str, value: str) -> Filter:
     """Records of which one key of the line, `service` or an id, is exactly this text."""
     # the one text that a line says of a request that does not
     request = None if value == UNKNOWN_SERVICE else _value_in_request(value)
-    loki = logql.equals_any(LOKI_LABELS[key], (value,)) if key in LOKI_LABELS else logql.ANYTHING
+    loki = logql.equals_any(LOKI_LABELS[key], (value,))
     facts = Facts(service=value) if key == "service" else Facts(ids=frozenset({value})) if key in ID_KEYS else None
     return Filter(lambda record: record.get(key) == value, equalling(value), request=request, loki=loki, facts=facts)
 
@@ -360,7 +360,7 @@ def interval_filter(interval: Interval) -> Filter | None:
         if start is None or since_bytes <= start[1] <= until_bytes:
             return True
         # of two values under one key the last one counts
-        return line.find(b'"timestamp"', start.end()) >= 0 or line.find(ESCAPE, start.end()) >= 0
+        return line.find(b'"timestamp"', start.end()) != -1 or line.find(ESCAPE, start.end()) != -1
 
     return Filter(
         lambda record: since <= canonical_time(record["timestamp"]) <= until, possible=possible, is_interval=True

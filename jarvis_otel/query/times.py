@@ -106,7 +106,7 @@ def parse_time(text: str, now: datetime, zone: tzinfo | None = None, *, after: d
             today = now.astimezone(zone).date()
             return _aware(datetime.combine(today if word == "today" else today - _DAY, time()), zone)
         if _ISO.fullmatch(word):
-            return _aware(datetime.fromisoformat(word.replace(",", ".").upper()), zone)
+            return _aware(datetime.fromisoformat(word.upper()), zone)
         if clock := _CLOCK.fullmatch(word):
             hour, minute, second = (int(part or 0) for part in clock.groups())
             return _nearest(time(hour, minute, second), now, zone, after)

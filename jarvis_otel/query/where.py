@@ -51,7 +51,6 @@ _IN_REQUEST = frozenset(
     {"message", "service", "correlation_id", "trace_id", "span_id", "request_id", "user_id", "session_id"}
     | {"active_flags", "flags", "error", "event", "context", "logger"}
 )
-_MISSING = None  # a field that is not there is null
 
 
 class _Token(NamedTuple):
@@ -153,17 +152,16 @@ class _Parser:
         return token
 
     def _take_keyword(self, keyword: str) -> bool:
-        token = self._peek()
-        following = self._tokens[min(self._at + 1, len(self._tokens) - 1)]
         # a field may be called `not`: it is one where an operator follows
-        taken = token.text.lower() == keyword and following.kind != "operator"
+        taken = self._peek().text.lower() == keyword and self._tokens[self._at + 1].kind != "operator"
         self._at += taken
         return taken
 
 
 def _tokens(expression: str) -> Iterator[_Token]:
     for found in _TOKEN.finditer(expression):
-        kind = found.lastgroup or "bad"
+        kind = found.lastgroup
+        assert kind is not None  # each alternative has a name
         yield _Token(kind, found[kind], found.start(kind) + 1)
     yield _Token("end", "the end", len(expression) + 1)
 
@@ -284,16 +282,15 @@ def _request_needle(path: list[str], text: str, *, any_case: bool = False) -> Ne
 
 
 def look_up(value: Any, path: list[str]) -> Any:
-    """The value at a path; a key may itself hold dots, and the longest such key that leads on wins."""
+    """The value at a path, None where there is none; a key may hold dots, and the longest one that leads on wins."""
     if not path:
         return value
-    if not isinstance(value, dict):
-        return _MISSING
-    for count in range(len(path), 0, -1):
-        key = ".".join(path[:count])
-        if key in value and (found := look_up(value[key], path[count:])) is not _MISSING:
-            return found
-    return _MISSING
+    if isinstance(value, dict):
+        for count in range(len(path), 0, -1):
+            key = ".".join(path[:count])
+            if key in value and (found := look_up(value[key], path[count:])) is not None:
+                return found
+    return None
 
 
 def _is_literal(text: str) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jarvis_flags.regex import RegexError, compile_regex
 from jarvis_otel.secrets import (
+    BEFORE_MAX,
     NAME_HINTS,
     SHAPES,
     NameRule,
@@ -87,10 +88,11 @@ _capital_a, _capital_j, _percent, _zero, _bracket, _parenthesis = map(_gate, "AJ
 
 _ENCODED_MIN = 39
 """A bot token with its colon as %3A has so many characters at least."""
-_LONG_MIN = 66
-"""What is only in longer texts: private keys in hex (66), base58 (87) and as lists of bytes (129), and cut texts."""
+_LONG_MIN = 69
+"""What is only in longer texts: private keys in hex (66, after a word), in base58 (87) and as lists of bytes (129)."""
 _RUN = 87
-_TAIL = 700
+_TAIL = 1_421
+"""So many characters are left of a list of bytes at most, its blanks and the note of the cut counted."""
 # up to the last character of a stretch that is no digit of base58
 _leap = re.compile(r"(?s).{0,86}[^1-9A-HJ-NP-Za-km-z]").match
 
@@ -102,7 +104,6 @@ def _is_suspect(text: str) -> bool:
         or ("[" in text and _bracket(text))
         or ("(" in text and _parenthesis(text))
         or (len(text) >= _RUN and _has_run(text))
-        or (text[-1] == "]" and _CUT_OFF.search(text, max(0, len(text) - _TAIL)))
     )
 
 
@@ -116,8 +117,8 @@ def _has_run(text: str) -> bool:
         elif other := _leap(text, at):
             at = other.end()
         else:
-            return True
-    return False
+            break
+    return at <= last
 
 
 _Search = Callable[[str], object]
@@ -128,18 +129,24 @@ _FINDERS: tuple[tuple[Shape, _Search], ...] = tuple(
 
 def _without_shape(text: str, shape: Shape) -> str:
     pieces: list[str] = []
-    done = 0
+    done = at = 0
+    before = ""
     for match in shape.pattern.finditer(text):
-        if shape.holds is None or shape.holds(match):
-            start, end = secret_span(shape, match)
-            pieces += (text[done:start], _mark(shape.kind))
-            done = end
-    return "".join((*pieces, text[done:])) if pieces else text
+        start, end = secret_span(shape, match)
+        before = (before + text[at:start])[-BEFORE_MAX:]
+        at = start
+        if shape.holds is None or shape.holds(before, match[0]):
+            mark = _mark(shape.kind)
+            pieces += (text[done:start], mark)
+            # the mark of a key says of the next one that it is a key too
+            before += mark
+            done = at = end
+    return "".join((*pieces, text[done:]))
 
 
 # A name, and what parts it from its value.
 _NAMED = re.compile(
-    r"(?<![\w.\-])(?P<name>[\w.\-]++)[\"'\\\]]{0,4}[ \t]{0,8}(?P<part>=>|:=|={1,3}|:(?!//|:))[ \t]{0,8}", re.ASCII
+    r"(?<![\w.\-])(?P<name>[\w.\-]++)[\"'\\\]]{0,4}[ \t]{0,32}+(?P<part>=>|:=|={1,3}|:(?!//|:))[ \t]{0,32}", re.ASCII
 )
 # An option of a command line.
 _OPTION = re.compile(r"(?<![\w\-])--(?P<name>[A-Za-z][\w\-]{0,63})(?P<part>[ \t]{1,8})(?!--|\s)", re.ASCII)
@@ -150,7 +157,7 @@ _COUPLE = re.compile(
     re.ASCII,
 )
 _WORD_BEFORE = re.compile(r"([A-Za-z]{2,16}) \Z")
-_LAST_WORDS = frozenset({"key", "keys", "phrase", "token", "card"})
+_LAST_WORDS = frozenset(["key", "keys", "phrase", "words", "token", "card", "number"])
 """`private key: …`, `seed phrase: …`: what may be the second word of a name in a text for people."""
 
 _QUOTED = re.compile(
@@ -166,8 +173,8 @@ _BARE = re.compile(
 # Up to the end of the line, or of the quotes around it.
 _LINE = re.compile(r"(?:[^\r\n\"'\\]++|[\"'](?![\s,;)\]}]|\Z)|\\(?![nr\"']))*")
 _BRACKET = re.compile(r"[\[\](){}]")
-_OF_A_LINE = re.compile(r"cookie|authori[sz]ation|phrase|mnemonic", re.IGNORECASE)
-_OF_WORDS = re.compile(r"phrase|mnemonic", re.IGNORECASE)
+_OF_A_LINE = re.compile(r"cookie|authori[sz]ation", re.IGNORECASE)
+_OF_WORDS = re.compile(r"phrase|mnemonic|(?<!pass)words", re.IGNORECASE)
 _SCHEME = re.compile(r"(?:basic|bearer|token|bot|apikey|jwt|negotiate|ntlm)[ \t]+", re.IGNORECASE)
 _CODE_MAX = 80
 _SAYS_NOTHING = (
@@ -177,12 +184,17 @@ _SAYS_NOTHING = (
 )
 _MASK = re.compile(r"[*•.xX\-]+")
 
+_CUT = "…[truncated "
 _CUT_OFF = re.compile(
     r"(?:[0-9]{6,12}:[A-Za-z0-9_\-]{4,29}|(?<![1-9A-HJ-NP-Za-km-z])[1-9A-HJ-NP-Za-km-z]{45,86}"
     r"|[\[(]\s{0,9}(?:[0-9]{1,3}\s{0,9},\s{0,9}){8,63}[0-9]{0,3}"
     r"|(?<=://)[^\s/:@]{0,64}:(?![0-9]{1,5}…)[^\s/@]{1,256})(?=…\[truncated [0-9]{1,9}\]\Z)"
 )
-"""What is left of a secret where a text was cut off in the middle of it."""
+
+
+def _cut_secret(text: str) -> re.Match[str] | None:
+    """What is left of a secret where a text was cut off in the middle of it."""
+    return _CUT_OFF.search(text, max(0, len(text) - _TAIL))
 
 
 def _closing(text: str, start: int) -> int:
@@ -266,10 +278,12 @@ class Redactor:
             or ("-" in value and (_dash(value) or _option(value)))
             or ("A" in value and _capital_a(value))
             or ("J" in value and _capital_j(value))
-            or "earer " in value
+            or "earer" in value
+            or ("R" in value and "EARER" in value)
             or ((("'" in value) or ('"' in value)) and _comma(value))
             or (size >= _ENCODED_MIN and "%" in value and _percent(value))
             or (size >= _LONG_MIN and _is_suspect(value))
+            or (_CUT in value and _cut_secret(value))
             or (self._is_custom and self._is_suspect(value))
         ):
             for _ in range(_PASSES_MAX):
@@ -311,7 +325,7 @@ class Redactor:
             return value
         if isinstance(value, str):
             clean: Any = self.field(name, value)
-        elif name and self.names_secret(name) and value not in ({}, [], ()):
+        elif self.names_secret(name) and value not in ({}, [], ()):
             clean = _mark(self.text(name))
         elif isinstance(value, dict):
             return self._scrub_dict(value, path, found)
@@ -326,16 +340,18 @@ class Redactor:
         return clean
 
     def _scrub_dict(self, value: dict[Any, Any], path: str, found: list[str] | None) -> dict[Any, Any]:
-        # {"name": "Authorization", "value": "…"}, as headers are often written
-        named = value.get("name", value.get("key")) if "value" in value else None
-        secret = isinstance(named, str) and self.names_secret(named)
         items: list[tuple[Any, Any]] = []
         changed = False
         for key, item in value.items():
-            name = key if isinstance(key, str) else str(key)
+            name = under = str(key)
             shown = self.text(name)
             inner = f"{path}.{shown}" if path else shown
-            clean = self.scrub(item, str(named) if secret and key == "value" else name, inner, found)
+            if name == "value":
+                # {"name": "Authorization", "value": "…"}, as headers are often written
+                named = value.get("name", value.get("key"))
+                if isinstance(named, str) and self.names_secret(named):
+                    under = named
+            clean = self.scrub(item, under, inner, found)
             if shown is not name:
                 _tell(found, inner)
                 # two secrets of a kind are two keys still
@@ -349,14 +365,17 @@ class Redactor:
         self, value: list[Any] | tuple[Any, ...], name: str, path: str, found: list[str] | None
     ) -> list[Any] | tuple[Any, ...]:
         items = []
+        changed = False
         before = ""
         pair = len(value) == 2
         for index, item in enumerate(value):
             # ["authorization", "…"] as headers, ["--password", "…"] as arguments
             named = before if (pair or before.startswith("-")) and self.names_secret(before) else name
-            items.append(self.scrub(item, named, f"{path}[{index}]", found))
+            clean = self.scrub(item, named, f"{path}[{index}]", found)
+            changed = changed or clean is not item
+            items.append(clean)
             before = item if isinstance(item, str) and _IS_NAME(item) else ""
-        if all(clean is item for clean, item in zip(items, value, strict=True)):
+        if not changed:
             return value
         return items if isinstance(value, list) else tuple(items)
 
@@ -382,7 +401,7 @@ class Redactor:
             text = self._without_named(text, _OPTION)
         if _comma(text):
             text = self._without_named(text, _COUPLE)
-        if cut := _CUT_OFF.search(text, max(0, len(text) - _TAIL)):
+        if _CUT in text and (cut := _cut_secret(text)):
             text = f"{text[: cut.start()]}{_mark('cut_off')}{text[cut.end() :]}"
         return text
 
@@ -397,7 +416,7 @@ class Redactor:
                 start, at = span
                 pieces += (text[done:start], _mark(found["name"].strip("-.")))
                 done = at
-        return "".join((*pieces, text[done:])) if pieces else text
+        return "".join((*pieces, text[done:]))
 
     def _secret_value(self, found: re.Match[str]) -> tuple[int, int] | None:
         """From where to where the secret stands that belongs to a name, if it is one."""
@@ -405,23 +424,22 @@ class Redactor:
         name, rule = self._name_in(found)
         if rule is not _SECRET and rule is not NameRule.TOKEN:
             return None
-        marked = _MARK.match(text, start)
-        if start < len(text) and text[start] in "[({" and not marked:
+        if text[start : start + 1] in ("[", "(", "{") and not _MARK.match(text, start):
             return (start, _closing(text, start)) if rule is _SECRET else None
         quoted = _QUOTED.match(text, start)
         if quoted is not None:
-            start, end = quoted.span(quoted.lastgroup or 0)
+            start, end = quoted.span(str(quoted.lastgroup))
         if found.re is _COUPLE and not name.startswith("-") and not (found["open"] and text[end + 1 : end + 2] in ")]"):
             return None
-        scheme = _SCHEME.match(text, start)
-        if scheme is not None and "auth" in name.lower():
+        scheme = _SCHEME.match(text, start) if "auth" in name.lower() else None
+        if scheme is not None:
             start = scheme.end()
         if quoted is None:
-            of_a_line = _OF_A_LINE.search(name) if ":" in found["part"] else _OF_WORDS.search(name)
-            pattern = _LINE if of_a_line and not (scheme or marked) else _BARE
+            of_a_line = _OF_WORDS.search(name) or (":" in found["part"] and _OF_A_LINE.search(name))
+            pattern = _LINE if of_a_line and not scheme else _BARE
             end = found.end() if (bare := pattern.match(text, start)) is None else bare.end()
         value = text[start:end].strip()
-        if not value or _MARK.fullmatch(value) or not looks_secret(rule, value) or _says_nothing(value, name):
+        if _MARK.fullmatch(value) or not looks_secret(rule, value) or _says_nothing(value, name):
             return None
         return start, end
 
@@ -429,10 +447,10 @@ class Redactor:
         """The name before a value, and what it says; `private key` is one name."""
         name = found["name"]
         start = found.start("name")
-        if found.string.endswith(_OPENING, 0, start) and _MARK.match(found.string, start - len(_OPENING)):
+        if _MARK.match(found.string, start - len(_OPENING)):
             return name, _PLAIN
         rule = self.rule(name)
-        if rule is not _SECRET and name.lower() in _LAST_WORDS:
+        if name.lower() in _LAST_WORDS:
             before = _WORD_BEFORE.search(found.string, max(0, start - 17), start)
             if before is not None and self.rule(spaced := f"{before[1]} {name}") is _SECRET:
                 return spaced, _SECRET
@@ -567,14 +585,14 @@ def _ways(pattern: str, tree: Any, *, last: bool) -> int:
         ends = last and index == len(items) - 1
         if code in (codes.MAX_REPEAT, codes.MIN_REPEAT):
             least, most, inner = argument
-            if least > _REPEAT_MAX or (most > _REPEAT_MAX and not (ends and most == codes.MAXREPEAT)):
+            if least > _REPEAT_MAX or (most > _REPEAT_MAX and not ends):
                 raise RegexError(
                     f"got {pattern!r}, want an upper bound of at most {_REPEAT_MAX} for each repeat but the last, "
                     "such as {1,64} for +: it may take long"
                 )
             if not ends:
                 ways *= most - least + 1
-            ways *= _ways(pattern, inner, last=False)
+            ways *= _ways(pattern, inner, last=ends)
         elif code is codes.BRANCH:
             ways *= sum(_ways(pattern, branch, last=ends) for branch in argument[1])
         elif code is codes.SUBPATTERN:

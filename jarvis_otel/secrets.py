@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 __all__ = [
+    "BEFORE_MAX",
     "NAME_HINTS",
     "SHAPES",
     "NameRule",
@@ -25,6 +26,9 @@ __all__ = [
     "secret_span",
 ]
 
+BEFORE_MAX = 48
+"""So many characters before what may be a secret decide whether it is one."""
+
 _VALUE_MAX = 32_768
 _NAME_MAX = 256
 
@@ -32,7 +36,7 @@ _NAME_MAX = 256
 class NameRule(Enum):
     """What the name of a field says of its value."""
 
-    PLAIN = "nothing"
+    PLAIN = "no secret"
     SECRET = "a secret, whatever it looks like"  # noqa: S105
     TOKEN = "a coin or a credential: the value decides"  # noqa: S105
     PERSONAL = "an address of a person, as secret as a field, but no secret in a text"
@@ -97,7 +101,7 @@ _SIGNATURE_WORDS = _words(
     "signature signatures sig sigs tx txs txid txids txhash txn txns txsig transaction transactions"
 )
 _SIGNATURE_ROWS = frozenset(
-    (before, after) for before in ("tx", "txn", "transaction") for after in ("hash", "id", "ids", "sig")
+    (before, after) for before in ("tx", "txn", "transaction") for after in ("hash", "id", "ids")
 )
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
@@ -166,40 +170,39 @@ class Shape(NamedTuple):
         label: A few words for it, for people.
         hints: Patterns of which one matches wherever the shape is; each begins with a literal character.
         pattern: The shape; its group `secret`, where it has one, is what must not be seen, else all of it.
-        holds: Whether a match is one indeed, where the pattern alone cannot say.
+        holds: Whether a match is one indeed, where the pattern alone cannot say; it is asked with up to
+            BEFORE_MAX characters before it, and with the match.
     """
 
     kind: str
     label: str
     hints: tuple[str, ...]
     pattern: re.Pattern[str]
-    holds: Callable[[re.Match[str]], bool] | None = None
+    holds: Callable[[str, str], bool] | None = None
 
 
-def _are_bytes(match: re.Match[str]) -> bool:
-    return all(int(number) <= 255 for number in _NUMBER.findall(match[0]))
+def _are_bytes(_before: str, text: str) -> bool:
+    return all(int(number) <= 255 for number in _NUMBER.findall(text))
 
 
-def _is_unlabelled(match: re.Match[str]) -> bool:
+def _is_unlabelled(before: str, _text: str) -> bool:
     """Whether no name before says that this is a signature: `tx=…`, `"signature": "…"`, `…/tx/…`."""
-    before = match.string[max(0, match.start() - _LABEL_MAX) : match.start()]
     label = _LABEL.search(before)
     return not (label and name_rule(label["name"]) is NameRule.SIGNATURE) and not before.endswith("/tx/")
 
 
-def _is_of_a_wallet(match: re.Match[str]) -> bool:
+def _is_of_a_wallet(before: str, _text: str) -> bool:
     """Whether the words before say that these 32 bytes are a private key, and not the hash of something."""
-    before = match.string[max(0, match.start() - _LABEL_MAX) : match.start()].splitlines()
-    words = {word.lower() for word in _WORD.findall(before[-1])} if before else set()
+    *_, line = ["", *before.splitlines()]
+    words = {word.lower() for word in _WORD.findall(line)}
     return not _WALLET_WORDS.isdisjoint(words) and _PUBLIC_WORDS.isdisjoint(words)
 
 
-_LABEL_MAX = 48
 _LABEL = re.compile(r"(?P<name>[A-Za-z][\w.\-]{0,40})[\"'\\\]]{0,4}[ \t]{0,4}[=:][ \t]{0,4}[\"'\\\[]{0,4}\Z", re.ASCII)
 _NUMBER = re.compile(r"[0-9]+")
-_BASE58 = "1-9A-HJ-NP-Za-km-z"
+_BASE58 = "[1-9A-HJ-NP-Za-km-z]"
 _BLANKS = r"\s{0,64}+"
-_TOKEN = r"A-Za-z0-9_\-"  # noqa: S105 - the characters of one
+_TOKEN = r"[A-Za-z0-9_\-]"  # noqa: S105 - the characters of one
 
 
 def _pattern(text: str) -> re.Pattern[str]:
@@ -220,24 +223,24 @@ SHAPES: tuple[Shape, ...] = (
     Shape(
         "telegram_token",
         "a Telegram bot token",
-        (rf":[{_TOKEN}][{_TOKEN}]{{29}}(?<=[0-9]{{6}}:.{{30}})", rf"%3[Aa][{_TOKEN}]{{30}}(?<=[0-9]{{6}}%.{{32}})"),
-        _pattern(rf"[0-9]{{6,12}}(?::|%3[Aa])[{_TOKEN}]{{30,}}"),
+        (rf":{_TOKEN}{_TOKEN}{{29}}(?<=[0-9]{{6}}:.{{30}})", rf"%3[Aa]{_TOKEN}{{30}}(?<=[0-9]{{6}}%.{{32}})"),
+        _pattern(rf"[0-9]{{6,12}}(?::|%3[Aa]){_TOKEN}{{30,}}"),
     ),
     Shape(
         "jwt",
         "a JSON web token",
-        (rf"J(?<=eyJ)[{_TOKEN}]{{8}}",),
+        (rf"J(?<=eyJ){_TOKEN}{{8}}",),
         # the first part ends where another `eyJ` begins, so that many of them are each read once
-        _pattern(rf"eyJ(?:[A-IK-Za-z0-9_\-]++|(?<!ey)J)*\.[{_TOKEN}]{{8,}}(?:\.[{_TOKEN}]*)*"),
+        _pattern(rf"eyJ(?:[A-IK-Za-z0-9_\-]++|(?<!ey)J)*\.{_TOKEN}{{8,}}(?:\.{_TOKEN}*)*"),
     ),
     Shape(
         "url_password",
         "a password in a URL",
-        (r"://[^\s/:@\"'<>\[]{0,256}:[^\s\"'<>][^\s@\"'<>]{0,256}+@",),
+        (r"://[^\s/:@\"'<>\[]{0,256}:[^\s\"'<>][^\s@\"'<>]{0,511}+@",),
         # a password may hold an @, and even a slash where no port stands
         _pattern(
             r"://[^\s/:@\"'<>\[]{0,256}:"
-            r"(?P<secret>[^\s/?#\"'<>]{1,512}(?=@)|(?![0-9]{1,5}[/?#])[^\s@\"'<>]{1,256}+(?=@))"
+            r"(?P<secret>[^\s/?#\"'<>]{1,512}(?=@)|(?![0-9]{1,5}[/?#])[^\s@\"'<>]{1,512}+(?=@))"
         ),
     ),
     Shape(
@@ -277,15 +280,15 @@ SHAPES: tuple[Shape, ...] = (
         "api_key",
         "an API key",
         (
-            rf"-(?<=\bsk-)[{_TOKEN}]{{20}}",
-            rf"-(?<=glpat-)[{_TOKEN}]{{20}}",
+            rf"-(?<=\bsk-){_TOKEN}{{20}}",
+            rf"-(?<=glpat-){_TOKEN}{{20}}",
             r"-(?<=\bxai-)[A-Za-z0-9]{20}",
             r"_(?:(?<=\b(?:npm|gsk)_)|(?<=\bhf_))[A-Za-z0-9]{30}",
-            rf"A(?:Iza)[{_TOKEN}]{{35}}",
+            rf"A(?:Iza){_TOKEN}{{35}}",
         ),
         _pattern(
-            rf"\bsk-[{_TOKEN}]{{20,}}|glpat-[{_TOKEN}]{{20,}}|\bxai-[A-Za-z0-9]{{20,}}"
-            rf"|\b(?:npm|gsk|hf)_[A-Za-z0-9]{{30,}}|AIza[{_TOKEN}]{{35,}}"
+            rf"\bsk-{_TOKEN}{{20,}}|glpat-{_TOKEN}{{20,}}|\bxai-[A-Za-z0-9]{{20,}}"
+            rf"|\b(?:npm|gsk|hf)_[A-Za-z0-9]{{30,}}|AIza{_TOKEN}{{35,}}"
         ),
     ),
     Shape(
@@ -299,7 +302,7 @@ SHAPES: tuple[Shape, ...] = (
         "solana_key",
         "a Solana secret key",
         (),  # a run of 87 digits has no rare character; redaction looks for it in its own way
-        _pattern(rf"(?<![{_BASE58}])[{_BASE58}]{{87,88}}(?![{_BASE58}])"),
+        _pattern(rf"(?<!{_BASE58}){_BASE58}{{87,88}}(?!{_BASE58})"),
         _is_unlabelled,
     ),
     Shape(
@@ -324,19 +327,24 @@ _NAME_ENDS = _words(
 )
 _COUPLE_ENDS = _words("authorization cookie key token password secret")
 _END_MAX = 6
-_GAP = r"[\"' \]\\]"
+_GAP = r"[\"' \t\]\\]"
 _GAPS_MAX = 3
 
 
 def _name_before(part: str, gap: int = 0) -> str:
-    """Looks back from a separator, past up to three quotes, brackets and blanks, at the end of a name."""
+    """Looks back from a separator, past up to three quotes, brackets and blanks, at the end of a name.
+
+    Where there are more of them, as in a table, any name will do.
+    """
     after = "." * gap + part
     # one look at three letters decides nearly always: each further one costs as much
-    first = [_choice({word[-3:] for word in _NAME_ENDS}), ".[A-Za-z_][0-9]"]
+    first = [_choice({word[-3:] for word in _NAME_ENDS}), ".[A-Za-z_][0-9]|_[0-9][0-9]"]
     exact = f"{_ends(_NAME_ENDS, after)}|(?<=[0-9]{after})"
+    first.append(f"..{_GAP}")
     if gap < _GAPS_MAX:
-        first.append(f"..{_GAP}")
         exact = f"(?<={_GAP}{after}){_name_before(part, gap + 1)}|(?<!{_GAP}{after})(?:{exact})"
+    else:
+        exact = f"(?<={_GAP}{after})|{exact}"
     return f"(?s:(?<=(?:{'|'.join(first)}){after})(?:{exact}))"
 
 
@@ -368,7 +376,7 @@ NAME_HINTS: tuple[str, ...] = (
 """Patterns of which one matches wherever a text may say `name=secret`, each `=` of it taken for a `:`.
 
 Each begins with a literal character. Of the names that `name_rule` knows, a text is asked for those that end in one of
-_NAME_ENDS, or in a digit.
+_NAME_ENDS, or in a digit, or in two after a `_`.
 """
 
 
@@ -381,7 +389,7 @@ def secret_span(shape: Shape, match: re.Match[str]) -> tuple[int, int]:
 def is_key_bytes(values: list[Any] | tuple[Any, ...]) -> bool:
     """Whether a list is the 64 bytes of a Solana key file; also one that was cut off with `…[truncated n]`."""
     size = len(values)
-    if 1 < size < 64 and isinstance(values[-1], str) and (cut := _CUT_LIST.fullmatch(values[-1])):
+    if size > 1 and isinstance(values[-1], str) and (cut := _CUT_LIST.fullmatch(values[-1])):
         size, values = size - 1 + int(cut[1]), values[:-1]
     return size == 64 and all(type(value) is int and 0 <= value <= 255 for value in values)
 
@@ -393,8 +401,9 @@ def kind_of_secret(text: str) -> str | None:
     """What kind of secret stands in a text, for people, or None; its first 32 KiB are looked at."""
     head = text[:_VALUE_MAX]
     for shape in SHAPES:
-        if any(shape.holds is None or shape.holds(match) for match in shape.pattern.finditer(head)):
-            return shape.label
+        for match in shape.pattern.finditer(head):
+            if shape.holds is None or shape.holds(head[max(0, match.start() - BEFORE_MAX) : match.start()], match[0]):
+                return shape.label
     return None
 
 

@@ -44,6 +44,7 @@ TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "00ad6b7169203331"
 INFO = Severity("INFO", 9, "INFO")
 TEXT, RECORD = 32_768, 262_144  # characters of a text, bytes of a record
 WHOLE = "x" * TEXT
+THREE = [WHOLE] * 3
 
 
 def made(**parts):
@@ -260,8 +261,10 @@ def test_what_was_cut_off_once_still_says_how_much_was_missing_then(text, wanted
         # what was cut already has to fit into what is left, too
         ([CUT] * 4, [CUT] * 3 + ["x" * (TEXT - 42) + LEFT(56)]),
         ({WHOLE: WHOLE, WHOLE + "x": [WHOLE]}, {WHOLE: WHOLE, WHOLE + LEFT(1): ["x" * (TEXT - 14) + LEFT(14)]}),
+        ({"a": [*THREE, WHOLE[1:]], "b": 1, "c": 2}, {"a": [*THREE, WHOLE[1:]], "…": LEFT(2)}),
+        ({"a": [*THREE, WHOLE[2:]], "b": 1, "c": 2}, {"a": [*THREE, WHOLE[2:]], "b": 1, "…": LEFT(1)}),
     ],
-    ids=["six of the longest", "some room", "cut already", "keys"],
+    ids=["six of the longest", "some room", "cut already", "keys", "no room for a key", "room for one"],
 )
 def test_all_texts_of_a_value_share_room_for_four_of_the_longest(value, wanted):
     assert clean(value) == wanted

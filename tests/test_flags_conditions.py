@@ -1,6 +1,9 @@
 """Conditions over the attributes of a context, operator by operator, by themselves."""
 
 import itertools
+import sys
+from collections import UserString
+from decimal import Decimal
 
 import pytest
 
@@ -15,6 +18,7 @@ from jarvis_flags.conditions import (
     reader,
 )
 from jarvis_flags.request import Request
+from jarvis_flags.tree import NumberText
 
 NOTHING = object()
 
@@ -34,16 +38,18 @@ def holds(op, literal, value=NOTHING, attribute="n"):
         ("eq", 0, [0, 0.0, -0.0], [False, "", "0"]),
         ("eq", True, [True], [1, "true", False]),
         ("eq", False, [False], [0, "", True]),
-        ("ne", "a", ["b", 1, True], ["a", ["b"], {}]),
-        ("ne", 1, [2, True, "1"], [1, 1.0]),
+        ("ne", "a", ["b", 1, True, Decimal(2)], ["a", ["b"], ("b",), {}, {"b"}]),
+        ("ne", 1, [2, True, "1", Decimal(2)], [1, 1.0, Decimal(1), [2], (2,), {}, {2}]),
         ("in", ["a", "b"], ["a", "b"], ["c", 1, ["a"], {}, "ab"]),
         ("in", ["a", 1, True], ["a", 1, 1.0, True], [False, "1", 2, ["a"]]),
         ("in", [0], [0, 0.0], [False, ""]),
+        ("in", ["a", True], ["a", True], [1, 1.0, False, "True"]),
         ("in", [], [], ["a", 0]),
-        ("not_in", ["a", 1], ["b", 2, True, "1"], ["a", 1]),
-        ("not_in", ["a"], ["b", 1], ["a", ["b"], {}]),
+        ("not_in", ["a", 1], ["b", 2, True, "1"], ["a", 1, ["b"], ("b",)]),
+        ("not_in", ["a"], ["b", 1], ["a", ["b"], ("b",), {}]),
         ("contains", "ab", ["ab", "xaby", ["ab"], ("x", "ab")], ["a", "AB", ["xaby"], [], 5, {"ab": 1}]),
-        ("contains", 1, [[1], [2, 1.0]], ["1", [True], ["1"], 1, []]),
+        ("contains", "ab", [[{"id": 1}, "ab"], (["x"], "ab")], [[["ab"]], [{"ab": 1}]]),
+        ("contains", 1, [[1], [2, 1.0]], ["1", [True], ["1"], 1, [], {1: 2}, {1}, b"\1"]),
         ("starts_with", "ab", ["ab", "abc"], ["cab", "a", 5, ["ab"]]),
         ("ends_with", "ab", ["ab", "cab"], ["abc", "b", 5, ["ab"]]),
         ("matches", "^a+$", ["a", "aaa"], ["ab", "", 5, ["a"]]),
@@ -53,6 +59,7 @@ def holds(op, literal, value=NOTHING, attribute="n"):
         ("lt", 10, [9, -1.5], [10, 11, "9", False, {}]),
         ("le", 10, [10, 9], [10.1, "9", False]),
         ("lt", 0.5, [0, 0.4], [0.5, True]),
+        ("ge", 2**53 + 1, [2**53 + 1], [2**53, float(2**53)]),
         ("gt", "b", ["c", "bb"], ["b", "a", 5]),
         ("le", "b", ["b", "a"], ["c", 1]),
         ("semver_eq", "1.10.0", ["1.10.0", "v1.10", "1.10.0+x"], ["1.1.0", "1.10.0-rc", "1.10.0.0", "x", 1.1]),
@@ -60,6 +67,7 @@ def holds(op, literal, value=NOTHING, attribute="n"):
         ("semver_ge", "1.9.0", ["1.9.0", "1.10.0"], ["1.9.0-rc", "1.8"]),
         ("semver_lt", "1.9.0", ["1.9.0-rc", "1.8.99"], ["1.9.0", "1.10"]),
         ("semver_le", "1.9.0", ["1.9", "1.8"], ["1.9.1"]),
+        ("semver_ge", NumberText("1.10"), ["1.10.0", "1.11"], ["1.9.0", 1.1, True]),
         ("exists", True, ["", 0, False, []], [None, NOTHING]),
         ("exists", False, [None, NOTHING], ["", 0, False]),
     ],
@@ -73,6 +81,54 @@ def test_an_operator_holds_for_some_values_and_not_for_others(op, literal, insid
     assert [value for value in outside if holds(op, literal, value, "a.b")] == []
     values = [value for value in inside if value is not NOTHING and value is not None]
     assert [value for value in values if not holds(op, literal, value, "user_id")] == []
+
+
+class Grid:
+    """As arrays of numpy are: comparing one gives another, and that is neither true nor false."""
+
+    __hash__ = None
+
+    def compared(self, _):
+        return self
+
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = compared
+
+    def __bool__(self):
+        raise ValueError("which of its items is meant?")
+
+
+@pytest.mark.parametrize("attribute", ["n", "a.b", "user_id"])
+@pytest.mark.parametrize("value", [Grid(), Decimal("sNaN")])
+def test_what_cannot_be_compared_holds_for_no_operator_and_stops_none(value, attribute):
+    literals = {"in": ["a"], "not_in": [1], "exists": False}
+    assert [op for op in OPERATORS if holds(op, literals.get(op, "1"), value, attribute)] == []
+    assert [op for op in ("eq", "ne", "gt", "ge", "lt", "le") if holds(op, 1, value, attribute)] == []
+    assert not holds("contains", 1, [value], attribute)
+
+
+class Lookalike(UserString):
+    """Does all that text does, and is none."""
+
+    def __getitem__(self, index):
+        return self.data[index]
+
+
+@pytest.mark.parametrize("op", ["contains", "starts_with", "ends_with", "matches", "ge", "le", "semver_eq"])
+def test_only_text_is_taken_for_text(op):
+    assert holds(op, "1.0.0", "1.0.0")
+    assert not holds(op, "1.0.0", Lookalike("1.0.0"))
+
+
+@pytest.mark.parametrize(("op", "literal"), [("eq", "a"), ("in", ["a", "b"]), ("in", ["x"])])
+def test_to_compare_with_texts_takes_a_look_at_the_attribute_and_no_further_call(op, literal):
+    condition, request, events = compile_condition("n", op, literal), Request("u", "prod", "r", {"n": "a"}), []
+    sys.setprofile(lambda frame, event, called: events.append((event, called)))
+    try:
+        condition(request)
+    finally:
+        sys.setprofile(None)
+    calls = [(event, called) for event, called in events if "call" in event and called is not sys.setprofile]
+    assert calls == [("call", None), ("c_call", request.attributes.get)]
 
 
 @pytest.mark.parametrize("op", [op for op in OPERATORS if op != "exists"])
@@ -96,7 +152,7 @@ def test_without_the_attribute_no_operator_holds(op):
         ("matches", [1, "(", None]),
         ("gt", [True, None, []]),
         ("le", [False, {}]),
-        ("semver_eq", ["x", True, None, "", "1.2.3.4"]),
+        ("semver_eq", ["x", True, None, "", "1.2.3.4", "1.0.0-" + "1" * 5000]),
         ("exists", ["true", 1, None]),
     ],
 )
@@ -145,7 +201,9 @@ def test_a_leading_v_missing_parts_and_build_metadata_make_no_difference(text):
     assert parse_semver(text) == parse_semver("1.0.0")
 
 
-@pytest.mark.parametrize("text", ["", "x", "1.", "1.0.0.0", "1.0.0-", "-1", "1.0.0-a..b", " 1", "1\n", "9" * 19])
+@pytest.mark.parametrize(
+    "text", [*("", "x", "1.", "1.0.0.0", "1.0.0-", "-1", "1.0.0-a..b", " 1", "1\n", "9" * 19), "1.0.0-" + "1" * 5000]
+)
 def test_what_is_no_semantic_version_has_no_key(text):
     assert parse_semver(text) is None
 

@@ -1,6 +1,7 @@
 """The evaluation order, step by step, and the buckets."""
 
 import itertools
+import sys
 from dataclasses import replace
 
 import pytest
@@ -133,6 +134,7 @@ def test_a_percentage_outside_or_too_fine_is_refused(percent):
         ("é", "62c3a9"),
         ("x" * 24, "7818" + "78" * 24),
         ({"b": 1, "aa": 2, "a": 3}, "a3616103616201626161" + "02"),
+        ({24: 1, -1: 2}, "a22002181801"),
     ],
 )
 def test_flagds_hash_reads_a_value_in_its_one_form_by_rfc_8949(value, wanted):
@@ -211,7 +213,8 @@ def test_step_5_a_pin_to_on_is_static_and_beats_rules_and_environment_defaults()
 def test_step_5_a_pin_names_a_variant_of_a_typed_flag():
     snapshot = flag_of("{variants: {low: 100, high: 1000}, default: low}", pins={"FF_F": "high"})
     assert (give(snapshot).value, give(snapshot).metadata["override"]) == (1000, "env")
-    assert give(flag_of("{variants: {low: 100, high: 1000}, default: low}", pins={"FF_F": "on"})).value == 100
+    on = give(flag_of("{variants: {low: 100, high: 1000}, default: low}", pins={"FF_F": "on"}))
+    assert (told(on), on.metadata["override"]) == ((100, "STATIC"), "env")
 
 
 def test_step_6_an_override_on_is_on_for_everyone_whatever_the_environment_defaults():
@@ -290,6 +293,7 @@ def test_step_7_a_percentage_set_at_run_time_is_final():
         ("{}", (True, "on")),
         ("{variants: {nay: false, yea: true}, default: nay}", (True, "yea")),
         ("{variants: {low: 1, high: 2}, default: high}", (2, "high")),
+        ("{variants: {on: 1, most: 2}, default: most}", (2, "most")),
     ],
 )
 def test_step_7_a_flag_without_a_percentage_can_be_given_one_at_run_time(definition, wanted):
@@ -323,6 +327,10 @@ def test_step_7_a_percentage_set_at_run_time_leaves_a_split_as_it_is():
         for percent in (None, 10)
     )
     assert [give(plain, user).variant for user in USERS] == [give(limited, user).variant for user in USERS]
+    # whom the split cannot place is not let in by the limit
+    keyless = give(limited)
+    assert (told(keyless), keyless.metadata["rule"]) == ((CALLERS_DEFAULT, "DISABLED"), "rollout")
+    assert "override" not in give(plain, "u").metadata
 
 
 def test_step_7_a_rule_holds_only_in_its_environments_and_segment():
@@ -419,6 +427,43 @@ def test_step_7_a_split_gives_consecutive_ranges_in_file_order():
         assert give(snapshot, user).variant == ("low" if bucket(seed("F"), user) < 90_000 else "high")
     assert give(snapshot).variant == "low"
     assert str(give(snapshot).reason) == "DEFAULT"
+
+
+# bucket(seed("F"), "user0") is 35126: the first that is in, in thousandths of a percent, is 35127
+@pytest.mark.parametrize(("percent", "wanted"), [("35.126", False), ("35.127", True)])
+def test_step_7_who_is_in_is_known_to_the_bucket(percent, wanted):
+    plain = flag_of(f"{{rules: [{{type: percentage, value: {percent}}}]}}")
+    assert give(plain, "user0").on is wanted
+    assert "override" not in give(plain, "user0").metadata
+    rest = f"{100_000 - int(percent.replace('.', ''))}e-3"
+    split = flag_of(f"{{variants: {{a: 1, b: 2}}, rules: [{{type: percentage, value: {{a: {percent}, b: {rest}}}}}]}}")
+    assert give(split, "user0").variant == ("a" if wanted else "b")
+    level = RAMP.replace("from: 0, to: 100", f"from: {percent}, to: {percent}")
+    ramp = give(flag_of(level % "", clock=lambda: 150.0), "user0")
+    assert (ramp.on, "key_missing" in ramp.metadata) == (wanted, False)
+
+
+@pytest.mark.parametrize(("percent", "wanted"), [(0, False), (0.001, True)])
+def test_step_7_a_key_is_missing_where_a_ramp_lets_anybody_in(percent, wanted):
+    level = RAMP.replace("from: 0, to: 100", f"from: {percent}, to: {percent}")
+    keyless = give(flag_of(level % "", clock=lambda: 150.0))
+    assert (keyless.on, "key_missing" in keyless.metadata) == (False, wanted)
+
+
+def calls(function, *arguments):
+    """The functions in Python that a call leads to, by name."""
+    names = []
+    sys.setprofile(lambda frame, event, _: names.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        function(*arguments)
+    finally:
+        sys.setprofile(None)
+    return names
+
+
+def test_step_7_a_percentage_of_users_takes_a_call_for_the_hash_and_none_for_the_key():
+    snapshot = flag_of("{rules: [{type: percentage, value: 99}]}")
+    assert calls(snapshot.flag("F").evaluate, snapshot.request(None, "u")) == ["<lambda>", "decide", "is_in"]
 
 
 def test_step_7_a_salt_and_another_attribute_make_other_cohorts():
@@ -664,7 +709,7 @@ def test_a_broken_flag_is_the_callers_default_but_off_where_it_is_dangerous_or_t
         ErrorCode.PARSE_ERROR,
         "ERROR",
     )
-    assert [(step.number, step.outcome) for step in steps] == [("1", "decides")]
+    assert [(step.number, step.title, step.outcome) for step in steps] == [("1", "definition", "decides")]
 
 
 @pytest.mark.parametrize(
@@ -709,6 +754,9 @@ def test_what_a_flag_gives_by_who_asks_or_by_the_clock_is_not_known_beforehand(d
         ("{expires_at: 1970-01-01, on_expiry: disable}", {}, "1"),
         ("{}", {"pins": {"FF_F": "off"}}, "2"),
         ("{}", {"pins": {"FF_F": "nonsense"}}, "2"),
+        ("{variants: {yea: true, nay: false}}", {"pins": {"FF_F": "nay"}}, "2"),
+        ("{variants: {yea: true, nay: false}}", {"pins": {"FF_F": "on"}}, "5"),
+        ("{variants: {low: 1, high: 2}}", {"pins": {"FF_F": "low"}}, "5"),
         ("{}", {"overrides": {"F": Override("off")}}, "3"),
         ("{dangerous: true}", {"broken": "cannot be read"}, "3"),
         ("{requires: [G]}", {}, "4"),
@@ -770,6 +818,12 @@ def test_an_explanation_says_who_changed_it_when_and_why(state):
             "9",
             "enabled is false; outside a percentage it counts as off",
         ),
+        (
+            "{variants: {low: 1}, default: low, rules: [{type: user_ids, value: [u], variant: low}]}",
+            {},
+            "9",
+            "enabled is true, default is low",
+        ),
         ("{environment_defaults: {prod: true, dev: false}}", {}, "8", "prod: on, dev: off"),
         ("{variants: {low: 1}, default: low, environment_defaults: {prod: low}}", {}, "8", "prod: low"),
         ("{rules: [{type: percentage, value: 12.5}]}", {}, "7.1", "12.5 % by user"),
@@ -800,6 +854,12 @@ def test_an_explanation_says_who_changed_it_when_and_why(state):
             {},
             "7.1",
             "a segment of its own",
+        ),
+        (
+            "{rules: [{type: user_segment, value: pros}]}\nsegments: {pros: {attribute: plan, op: eq, value: pro}}",
+            {},
+            "7.1",
+            "segment pros",
         ),
     ],
 )
@@ -923,7 +983,9 @@ def test_a_result_that_leaves_the_value_to_the_caller_says_what_led_to_it():
     split = ", rules: [{type: percentage, value: {low: 50, high: 50}}]"
     for more in ("", ", environment_defaults: {prod: true}"):
         assert give(flag_of(typed % (split + more))).metadata["key_missing"] is True
-    for more in ("{enabled: true%s}", "{enabled: false%s}", "{environment_defaults: {prod: true}%s}"):
+    assert give(flag_of(typed % (", enabled: false" + split))).metadata["key_missing"] is True
+    environments = [f"{{environment_defaults: {{prod: {word}}}%s}}" for word in ("true", "false")]
+    for more in ("{enabled: true%s}", "{enabled: false%s}", *environments):
         keyless = give(flag_of(more % ", rules: [{type: percentage, value: 50}]"))
         assert keyless.metadata["key_missing"] is True
 
@@ -935,7 +997,34 @@ def test_an_expression_that_names_no_variant_is_an_error_that_says_which_rule(mo
     assert (result.value, result.variant) == wanted
     assert (str(result.reason), result.error_code) == ("ERROR", ErrorCode.GENERAL)
     assert result.error_message == "rules[0]: gave 'gold', which is no variant"
-    assert give(flag_of(definition), "u", plan="on").on
+    on = give(flag_of(definition), "u", plan="on")
+    assert (on.on, str(on.reason), on.metadata["rule"]) == (True, "TARGETING_MATCH", "rules[0]")
     assert give(flag_of(definition), "u", plan="ON").error_code is ErrorCode.GENERAL
     assert give(flag_of(definition), "u", plan="x" * 200).error_message.count("x") == 80
     assert give(flag_of(definition), "u").error_code is None
+
+
+@pytest.mark.parametrize(("plan", "wanted"), [(True, "true"), (False, "false"), (1, "1"), ("true", "true")])
+def test_an_expression_may_name_a_variant_by_a_value_that_is_no_text(plan, wanted):
+    definition = """{variants: {"true": T, "false": F, "1": one}, rules: [{type: jsonlogic, value: {var: plan}}]}"""
+    assert give(flag_of(definition), "u", plan=plan).variant == wanted
+
+
+class Fails:
+    """Raises what it is given when it is asked for its truth or its text."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __bool__(self):
+        raise self.error
+
+    __str__ = __bool__
+
+
+@pytest.mark.parametrize("error", [OverflowError, RecursionError, TypeError, ValueError])
+@pytest.mark.parametrize("expression", ["{'!': {var: plan}}", "{var: plan}"])
+def test_an_expression_that_fails_is_an_error_that_says_how(expression, error):
+    result = give(flag_of(f"{{rules: [{{type: jsonlogic, value: {expression}}}]}}"), "u", plan=Fails(error("so")))
+    assert (result.value, result.error_code) == (CALLERS_DEFAULT, ErrorCode.GENERAL)
+    assert result.error_message == f"rules[0]: {error.__name__}: so"

@@ -1,5 +1,6 @@
 """Schedules by themselves: when they hold, what a ramp covers, and what cannot be read."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
@@ -12,7 +13,9 @@ MONDAY = "2026-11-02"
 
 
 def holds(schedule, moment):
-    return parse_schedule(schedule).holds(datetime.fromisoformat(moment).timestamp())
+    given = parse_schedule(schedule).holds(datetime.fromisoformat(moment).timestamp())
+    assert given in (True, False)
+    return given
 
 
 @pytest.mark.parametrize(
@@ -63,6 +66,11 @@ def test_a_day_has_its_name_or_the_beginning_of_it(number, names):
         parse_schedule({"days": [max(names, key=len).lower() + "x"]})
 
 
+@pytest.mark.parametrize("more", [{}, {"timezone": "UTC"}])
+def test_without_a_time_zone_a_schedule_is_in_utc_which_needs_no_database_of_zones(more):
+    assert parse_schedule({"days": ["mon"], **more}).zone is UTC
+
+
 @pytest.mark.parametrize(
     ("moment", "percent"),
     [(0, 10), (25, 20), (50, 30), (99.9995, 50), (100, 50), (1000, 50), (-5, 10), (33.3333, 23.333)],
@@ -88,6 +96,9 @@ RAMP = {"start": MONDAY, "end": "2026-11-12", "from": 0, "to": 100}
         (None, ""),
         ({}, ""),
         ([], ""),
+        (["start"], ""),
+        ("start", ""),
+        (5, ""),
         ({"begin": MONDAY}, "begin"),
         ({"start": "soon"}, "start"),
         ({"start": 5}, "start"),
@@ -104,6 +115,9 @@ RAMP = {"start": MONDAY, "end": "2026-11-12", "from": 0, "to": 100}
         ({"hours": "09:00-25:00"}, "hours"),
         ({"hours": 9}, "hours"),
         ({"hours": "24:00-09:00"}, "hours"),
+        ({"hours": "09:00Z-17:00"}, "hours"),
+        ({"hours": "09:00-17:00Z"}, "hours"),
+        ({"hours": "09:00+02:00-17:00+02:00"}, "hours"),
         ({"timezone": "Mars/Olympus"}, "timezone"),
         ({"timezone": 5}, "timezone"),
         ({"timezone": "../etc/passwd"}, "timezone"),
@@ -124,7 +138,14 @@ def test_what_cannot_be_read_is_refused_with_the_key_at_fault(schedule, key):
     with pytest.raises(ScheduleError) as caught:
         parse_schedule(schedule)
     assert caught.value.key == key
-    assert str(caught.value)
+    assert str(caught.value).startswith(("got ", "want ", "unknown field", "the end is not after the start"))
+
+
+def test_a_name_too_deep_to_be_looked_for_is_no_time_zone():
+    # in a thread of its own: what traces a thread is turned off where its stack runs out
+    with ThreadPoolExecutor(1) as pool:
+        error = pool.submit(parse_schedule, {"timezone": "Europe/" * 1000 + "Vienna"}).exception()
+    assert (type(error), error.key) == (ScheduleError, "timezone")
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def _cbor(value: Any) -> bytes:
     if isinstance(value, bool) or value is None:
         return b"\xf6" if value is None else b"\xf5" if value else b"\xf4"
     if isinstance(value, float):
-        if not value.is_integer() or not -(2**63) <= value <= 2**64 - 1:
+        if not value.is_integer() or not -(2**63) <= value < 2**64:
             return _cbor_float(value)
         value = int(value)
     if isinstance(value, int):
@@ -141,16 +141,16 @@ def _cbor(value: Any) -> bytes:
         return _cbor_head(6, 2 + major) + _cbor_head(2, len(digits)) + digits
     if isinstance(value, list | tuple):
         return _cbor_head(4, len(value)) + b"".join(map(_cbor, value))
-    if isinstance(value, Mapping):
-        entries = sorted(((_cbor(key), _cbor(item)) for key, item in value.items()), key=lambda e: (len(e[0]), e[0]))
-        return _cbor_head(5, len(entries)) + b"".join(key + item for key, item in entries)
-    raise TypeError(f"{type(value).__name__} is no JSON value")
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{type(value).__name__} is no JSON value")
+    entries = sorted(((_cbor(key), _cbor(item)) for key, item in value.items()), key=lambda e: (len(e[0]), e[0]))
+    return _cbor_head(5, len(entries)) + b"".join(key + item for key, item in entries)
 
 
 def _cbor_head(major: int, number: int) -> bytes:
     if number < 24:
         return bytes([major << 5 | number])
-    size = next(size for size in range(4) if number < 1 << (8 << size))
+    size = next(size for size in (0, 1, 2, 3) if number < 1 << (8 << size))
     return bytes([major << 5 | 24 + size]) + number.to_bytes(1 << size)
 
 

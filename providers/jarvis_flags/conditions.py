@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from jarvis_flags.regex import TEXT_MAX, RegexError, compile_regex
@@ -47,7 +47,15 @@ Predicate = Callable[[Any], bool]
 OWN_NAMES = frozenset({"user_id", "targetingKey", "environment", "request_id"})
 """Attributes that a context has of itself; an attribute of the application's by the same name wins."""
 
-_Test = Callable[[Any], bool]
+_Test = Callable[[Any], Any]
+"""Whether a value compares as wanted: something true or false, that may raise when it is asked for its truth."""
+
+# made once: to make a union takes longer than most tests
+_LIST = (list, tuple)
+_TEXT_OR_LIST = (str, list, tuple)
+
+_INCOMPARABLE = (ArithmeticError, TypeError, ValueError)
+"""What comparing raises for a value that does not match: one of another type, a NaN of decimal, an array of numpy."""
 
 
 class ConditionError(ValueError):
@@ -102,9 +110,11 @@ def compile_condition(attribute: str, op: str, literal: Any) -> Predicate:
         def holds(asked: Any) -> bool:
             value = read(asked)
             try:
-                return value is not None and test(value)
-            except (TypeError, ValueError):
-                return False
+                if value is not None and test(value):
+                    return True
+            except _INCOMPARABLE:
+                pass
+            return False
 
         return holds
 
@@ -114,7 +124,7 @@ def compile_condition(attribute: str, op: str, literal: Any) -> Predicate:
         def is_one_of(asked: Any) -> bool:
             try:
                 return asked.attributes.get(attribute) in wanted
-            except TypeError:
+            except _INCOMPARABLE:
                 return False
 
         return is_one_of
@@ -122,9 +132,11 @@ def compile_condition(attribute: str, op: str, literal: Any) -> Predicate:
     def holds_plainly(asked: Any) -> bool:
         value = asked.attributes.get(attribute)
         try:
-            return value is not None and test(value)
-        except (TypeError, ValueError):  # an unhashable value, a comparison of unlike types: it does not hold
-            return False
+            if value is not None and test(value):
+                return True
+        except _INCOMPARABLE:
+            pass
+        return False
 
     return holds_plainly
 
@@ -165,6 +177,10 @@ def _scalar(literal: Any) -> Any:
     return literal
 
 
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, str) or not isinstance(value, Collection)
+
+
 def _equals(literal: Any) -> _Test:
     wanted = _scalar(literal)
     if isinstance(wanted, str):
@@ -172,12 +188,12 @@ def _equals(literal: Any) -> _Test:
     if isinstance(wanted, bool):
         return lambda value: value is wanted
     # True is not 1, but 1 is 1.0
-    return lambda value: value.__class__ is not bool and bool(value == wanted)
+    return lambda value: value.__class__ is not bool and value == wanted
 
 
 def _differs(literal: Any) -> _Test:
     equal = _equals(literal)
-    return lambda value: not equal(value)
+    return lambda value: _is_scalar(value) and not equal(value)
 
 
 def _one_of(literal: Any) -> _Test:
@@ -193,7 +209,7 @@ def _one_of(literal: Any) -> _Test:
 
 def _none_of(literal: Any) -> _Test:
     inside = _one_of(literal)
-    return lambda value: not inside(value)
+    return lambda value: _is_scalar(value) and not inside(value)
 
 
 def _text(literal: Any) -> str:
@@ -204,13 +220,9 @@ def _text(literal: Any) -> str:
 
 def _contains(literal: Any) -> _Test:
     equal = _equals(literal)
-
-    def test(value: Any) -> bool:
-        if isinstance(value, str):
-            return isinstance(literal, str) and literal in value
-        return isinstance(value, list | tuple) and any(equal(item) for item in value)
-
-    return test
+    if isinstance(literal, str):
+        return lambda value: isinstance(value, _TEXT_OR_LIST) and literal in value
+    return lambda value: isinstance(value, _LIST) and any(equal(item) for item in value)
 
 
 def _starts_with(literal: Any) -> _Test:
@@ -237,14 +249,14 @@ def _ordered(compare: Callable[[Any, Any], bool]) -> Callable[[Any], _Test]:
             return lambda value: isinstance(value, str) and compare(value, literal)
         if isinstance(literal, bool) or not isinstance(literal, int | float):
             raise ConditionError(f"got {literal!r}, want a number or text")
-        number = literal if isinstance(literal, int) else float(literal)
-        return lambda value: value.__class__ is not bool and compare(value, number)
+        return lambda value: value.__class__ is not bool and compare(value, literal)
 
     return build
 
 
 _SEMVER = re.compile(
-    r"[vV]?(\d{1,18})(?:\.(\d{1,18}))?(?:\.(\d{1,18}))?(?:-([0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*))?(?:\+[0-9A-Za-z.-]*)?\Z"
+    r"[vV]?(\d{1,18})(?:\.(\d{1,18}))?(?:\.(\d{1,18}))?"
+    r"(?:-([0-9A-Za-z-]{1,255}(?:\.[0-9A-Za-z-]{1,255})*))?(?:\+[0-9A-Za-z.-]*)?\Z"
 )
 
 
@@ -264,20 +276,21 @@ def semver_key(major: str, minor: str | None, patch: str | None, prerelease: str
     """The parts of a semantic version as a key to compare by; the first three of it are its numbers."""
     numbers = (int(major), int(minor or 0), int(patch or 0))
     if prerelease is None:
-        return (*numbers, (1,))
-    parts = tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in prerelease.split("."))
-    return (*numbers, (0, *parts))
+        return (*numbers, (True,))
+    # in either place False comes first: before the release, and numbers before words
+    parts = ((False, int(part)) if part.isdigit() else (True, part) for part in prerelease.split("."))
+    return (*numbers, (False, *parts))
 
 
 def _semver(compare: Callable[[Any, Any], bool]) -> Callable[[Any], _Test]:
     def build(literal: Any) -> _Test:
         # a version that YAML took for a number still has its text
         wanted = parse_semver(str(getattr(literal, "text", literal)))
-        if wanted is None or isinstance(literal, bool):
+        if wanted is None:
             raise ConditionError(f"got {literal!r}, want a semantic version such as 1.10.0")
 
         def test(value: Any) -> bool:
-            version = parse_semver(value) if isinstance(value, str) else None
+            version = parse_semver(value)
             return version is not None and compare(version, wanted)
 
         return test

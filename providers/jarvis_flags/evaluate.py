@@ -439,15 +439,16 @@ def _author(override: Override) -> str:
 
 def _rules(results: _Results) -> list[Step]:
     definition, inputs = results.definition, results.inputs
-    rules = sorted(enumerate(definition.rules), key=lambda pair: -pair[1].priority)
+    rules = [(f"rules[{index}]", rule) for index, rule in enumerate(definition.rules)]
+    rules.sort(key=lambda pair: -pair[1].priority)
     override = inputs.override
     runtime = override.percentage if override is not None and override.state == "on" else None
     if runtime is not None and not any(_is_plain_percentage(rule) for _, rule in rules):
         variant = None if results.boolean else definition.default
-        rules.append((-1, RolloutRule(type="percentage", value=runtime, variant=variant)))
+        rules.append(("rollout", RolloutRule(type="percentage", value=runtime, variant=variant)))
     steps = []
-    for place, (index, rule) in enumerate(rules, 1):
-        decide, why = _rule(index, rule, results, runtime)
+    for place, (name, rule) in enumerate(rules, 1):
+        decide, why = _rule(name, rule, results, runtime)
         steps.append(Step(f"7.{place}", f"rule {rule.type}", _gated(rule, inputs, results.frame, decide), why))
     return steps or [Step("7", "rules", None, "it has no rules")]
 
@@ -467,9 +468,8 @@ def _gated(rule: RolloutRule, inputs: Inputs, frame: Frame, decide: Decide) -> D
     return decide
 
 
-def _rule(index: int, rule: RolloutRule, results: _Results, runtime: float | None) -> tuple[Decide, str]:
+def _rule(name: str, rule: RolloutRule, results: _Results, runtime: float | None) -> tuple[Decide, str]:
     """The rule itself, and its words."""
-    name = f"rules[{index}]" if index >= 0 else "rollout"
     if rule.type == "jsonlogic":
         return _by_logic(name, rule, rule.value, results, Reason.TARGETING_MATCH), "JSONLogic names the variant"
     if rule.type == "percentage":
@@ -514,11 +514,11 @@ def _by_logic(name: str, rule: RolloutRule, expression: Any, results: _Results, 
     def decide(request: Request) -> Evaluation | None:
         try:
             given = logic(frame.data(request))
+            if given is None:
+                return None
+            variant = str(given).lower() if isinstance(given, bool) else str(given)
         except (ArithmeticError, RecursionError, TypeError, ValueError) as error:
             return results.failed(f"{name}: {type(error).__name__}: {error}")
-        if given is None:
-            return None
-        variant = str(given).lower() if isinstance(given, bool) else str(given)
         return served.get(variant) or results.failed(f"{name}: gave {variant[:80]!r}, which is no variant")
 
     return decide

@@ -1,6 +1,7 @@
 """Counting by a few fields of many lines: what the quick way takes for a line of ours says what reading all of it says."""
 
 import json
+import sys
 import tempfile
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -166,7 +167,12 @@ def test_so_are_those_of_every_kind(block, uids):
         line(message="MARK").replace(b"MARK", b"\xff"),
         line(level="odd"),
         line(level=1),
-        line(context=5).replace(b"5", b"[" * 100_000 + b"]" * 100_000),
+        pytest.param(
+            line(context=5).replace(b"5", b"[" * 100_000 + b"]" * 100_000),
+            marks=pytest.mark.skipif(
+                sys.version_info >= (3, 14), reason="only the stack bounds depth there, and it is deep"
+            ),
+        ),
         line(_meta=[]),
         line(_meta={"uid": 5}),
         *(line(**{key: value}) for key in ("resourceLogs", "resourceSpans", "resourceMetrics") for value in ([], "\0")),

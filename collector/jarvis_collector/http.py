@@ -19,7 +19,7 @@ from jarvis_collector.config import CollectorConfig
 __all__ = ["Application", "HttpServer", "Load", "Request", "Response"]
 
 _HEADERS_MAX = 100
-_TLS_END = 1.0
+_TLS_END = _LINGER = 1.0
 """Seconds that a client has to say goodbye."""
 
 
@@ -246,6 +246,7 @@ class Connection(asyncio.Protocol):
             self._reject(
                 Request(), 503, f"{self._server.config.max_connections} connections are open, no more are taken"
             )
+            self._close()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Called by asyncio when it is closed."""
@@ -391,7 +392,10 @@ class Connection(asyncio.Protocol):
         if response.close:
             self._closing = True
             self._waiting.clear()
-            self._close()
+            if request.refusal is None:
+                self._close()
+            else:
+                self._linger()
         elif self._waiting:
             # not from here: many small requests in one piece of data would nest as deep
             self._loop.call_soon(self._next)
@@ -413,7 +417,7 @@ class Connection(asyncio.Protocol):
             self._closing = True
 
     def _reject(self, request: Request, status: int, message: str) -> None:
-        """Answers what cannot be read as a request, and closes."""
+        """Answers what cannot be read as a request, and ends the connection."""
         if self._transport is None:
             return
         if self._current is not None and not self._closing:
@@ -427,7 +431,7 @@ class Connection(asyncio.Protocol):
             return
         if self._current is None and not self._closing:
             self._refuse(request, status, message)
-        self._close()
+        self._linger()
 
     def _release(self, request: Request) -> None:
         self._server.load.held -= request.size
@@ -455,6 +459,23 @@ class Connection(asyncio.Protocol):
         """Closes it whatever is in flight."""
         if self._transport is not None:
             self._transport.abort()
+
+    def _linger(self) -> None:
+        """Closes it when the client does, or soon; what still comes is passed over.
+
+        If it were closed with something unread, the client would be told that it is reset, and might miss the answer.
+        """
+        if self._transport is None:
+            return
+        if self._request is not None:
+            self._release(self._request)
+            self._request = None
+        self._expect_within(_LINGER)
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
 
     def _close(self) -> None:
         if self._transport is not None:

@@ -312,11 +312,18 @@ class Sent(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.written = bytearray()
-        self.is_over = False
+        self.is_over = self.is_half_closed = False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         assert not self.is_over, "written after the end"
+        assert not self.is_half_closed, "written after its own end"
         self.written += data
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.is_half_closed = True
 
     def close(self) -> None:
         self.is_over = True

@@ -213,6 +213,37 @@ def test_no_key_acts_on_the_old_list_while_a_search_is_being_answered(browser, p
         page.locator("dialog[open]").wait_for()
 
 
+def test_a_list_that_renews_itself_takes_nobodys_place_away(browser, project):
+    with jarvis_web() as url, clean_page(browser) as page:
+        page.goto(url)
+        page.keyboard.press("j")
+        page.keyboard.press("j")
+        place = "() => [document.activeElement.closest('tr')?.dataset.flag, document.activeElement.tagName]"
+        before = page.evaluate(place)
+        assert before[1] == "A"
+        (project / "config" / "flags.yaml").write_text(f"{FLAGS}  A_NEW_ONE: {{enabled: true}}\n")
+        page.get_by_role("row", name=re.compile("A_NEW_ONE")).wait_for()
+        assert page.evaluate(place) == before
+
+
+def test_a_late_answer_does_not_bring_back_the_list_before_the_search(browser, project):
+    with jarvis_web() as url, clean_page(browser) as page:
+        page.goto(url)
+        held = []
+        page.route("**/flags?q=&*", lambda route: held.append(route))  # noqa: PLW0108 - a builtin takes no mark
+        with page.expect_request("**/flags?q=&*"):
+            (project / "config" / "flags.yaml").write_text(f"{FLAGS}  A_NEW_ONE: {{enabled: true}}\n")
+        page.keyboard.press("/")
+        page.keyboard.insert_text("telegram")
+        told(page, "1 of 5 flags")
+        with page.expect_response("**/flags?q=&*"):
+            held[0].continue_()
+        page.evaluate("() => new Promise((done) => setTimeout(done, 100))")
+        told(page, "1 of 5 flags")
+        page.keyboard.press("Enter")
+        page.wait_for_function("document.activeElement.closest('tr')?.dataset.flag === 'NEW_TELEGRAM_UI_ENABLED'")
+
+
 def test_a_dangerous_flag_is_turned_on_with_a_reason_and_its_typed_name_and_off_by_one_click(browser, project):
     with jarvis_web() as url, App("DEXTER_ENABLED") as app, clean_page(browser) as page:
         page.goto(url)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
 
 from jinja2 import Environment
 from starlette.concurrency import run_in_threadpool
@@ -60,13 +60,16 @@ class LogTails:
             response = problem(request, 503, f"{TAILS_MAX} people follow the logs already; try again later")
             response.headers["retry-after"] = "10"
             return response
+        events = self._events(request, filters, criteria)
+        # whoever has the answer's head misses nothing that is written from then on
+        first = await anext(events)
         return StreamingResponse(
-            self._events(request, filters, criteria),
+            _after(first, events),
             media_type="text/event-stream",
             headers={"cache-control": "no-store", "x-accel-buffering": "no"},
         )
 
-    async def _events(self, request: Request, filters: LogFilters, criteria: Criteria) -> AsyncIterator[bytes]:
+    async def _events(self, request: Request, filters: LogFilters, criteria: Criteria) -> AsyncGenerator[bytes]:
         templates: Environment = request.app.state.templates
         notes: deque[str] = deque(maxlen=10)
         may_listen = stays_logged_in(request, self._site)
@@ -107,6 +110,13 @@ class LogTails:
                 if self._site.scans.is_closed:
                     break
         return list(newest), count - len(newest)
+
+
+async def _after(first: bytes, others: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    async with aclosing(others):
+        yield first
+        async for event in others:
+            yield event
 
 
 def _event(name: str, text: str) -> bytes:

@@ -109,13 +109,14 @@
     if (moves?.hasChildNodes()) htmx.trigger(moves, "renew");
   };
 
+  const places = (row) => [...row.querySelectorAll("a, button")];
+
   const renewRow = async (row) => {
     const page = await parse(`${row.querySelector("td.name a").getAttribute("href")}/row`);
     // a row alone is no document: the parser wants its table around it
     const fresh = page?.querySelector("tr");
     if (!fresh || !row.isConnected) return;
-    const places = [...row.querySelectorAll("a, button")];
-    const [at, from] = [document.activeElement, opener].map((one) => fresh.querySelectorAll("a, button")[places.indexOf(one)]);
+    const [at, from] = [document.activeElement, opener].map((one) => places(fresh)[places(row).indexOf(one)]);
     row.replaceWith(fresh);
     at?.focus();
     if (from) opener = from;
@@ -139,10 +140,25 @@
   let isAsking = false;
   let goesToFirst = false;
   filters?.addEventListener("input", () => (isAsking = true));
+  let focused = null;
+  list?.addEventListener("htmx:beforeSwap", (event) => {
+    const asked = new URL(event.detail.xhr.responseURL).searchParams.get("q") ?? "";
+    if (asked !== filters.elements.q.value) {
+      event.detail.shouldSwap = false; // the answer to the letters typed since is on its way
+      return;
+    }
+    const row = document.activeElement.closest("tr[data-flag]");
+    focused = row && [row.dataset.flag, places(row).indexOf(document.activeElement)];
+  });
   list?.addEventListener("htmx:afterSwap", () => {
     isAsking = !isListed();
     if (isAsking) return;
     if (goesToFirst) toFirst();
+    else if (focused) {
+      // a list that renews itself takes nobody's place away
+      const row = rows().find((one) => one.dataset.flag === focused[0]);
+      if (row) places(row)[focused[1]]?.focus();
+    }
     goesToFirst = false;
   });
   for (const failure of ["htmx:responseError", "htmx:sendError"]) {

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,15 @@ def told(page, text):
     page.get_by_text(text).first.wait_for()
 
 
+@contextmanager
+def held_back(page, pattern):
+    """What is done within asks for such an address: the requests, which wait until the test lets them go on."""
+    held = []
+    page.route(pattern, lambda route: held.append(route))  # noqa: PLW0108 - a builtin takes no mark
+    with page.expect_request(pattern):
+        yield held
+
+
 def tab_to(page, wanted, presses=150):
     """Presses Tab until the focus is on what is wanted."""
     for _ in range(presses):
@@ -195,9 +205,7 @@ def test_the_flag_list_is_searched_and_walked_by_keys(browser, project):
 def test_no_key_acts_on_the_old_list_while_a_search_is_being_answered(browser, project):
     with jarvis_web() as url, clean_page(browser) as page:
         page.goto(url)
-        held = []
-        page.route("**/flags?*q=telegram*", lambda route: held.append(route))  # noqa: PLW0108 - a builtin takes no mark
-        with page.expect_request("**/flags?*q=telegram*"):
+        with held_back(page, "**/flags?*q=telegram*") as held:
             page.keyboard.press("/")
             page.keyboard.insert_text("telegram")
             for key in ("Escape", "j", "t"):
@@ -229,9 +237,7 @@ def test_a_list_that_renews_itself_takes_nobodys_place_away(browser, project):
 def test_a_late_answer_does_not_bring_back_the_list_before_the_search(browser, project):
     with jarvis_web() as url, clean_page(browser) as page:
         page.goto(url)
-        held = []
-        page.route("**/flags?q=&*", lambda route: held.append(route))  # noqa: PLW0108 - a builtin takes no mark
-        with page.expect_request("**/flags?q=&*"):
+        with held_back(page, "**/flags?q=&*") as held:
             (project / "config" / "flags.yaml").write_text(f"{FLAGS}  A_NEW_ONE: {{enabled: true}}\n")
         page.keyboard.press("/")
         page.keyboard.insert_text("telegram")
